@@ -1,0 +1,1 @@
+"""Keys, key files and the pure verification of signatures."""
