@@ -1,0 +1,159 @@
+"""A node's verified copy of the ledger: folded in memory, kept in the node's own store, indexed for audit.
+
+The engine orders and makes durable; this is what the node believes, checked record by record. It lives in the event loop: `advance`
+folds at once, waits for its disk, and only then wakes those who wait for a seq.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from substrate.identity.keys import Keypair
+from substrate.operator.checkpoints import write_checkpoint
+from substrate.operator.fold import Entry, decode_entry, fold_record, tampered
+from substrate.operator.index import SNAPSHOT_EVERY, AuditFilter, LedgerIndex
+from substrate.operator.ledger import ADMIN_CHAIN
+from substrate.operator.state import LedgerState
+from substrate.redex import Store
+from substrate.wire.errors import NetError
+from substrate.wire.records import EMPTY, Head, Record
+
+REPLAY_BATCH: Final = 1000
+CHECKPOINT_EVERY: Final = 256
+"""Records between two checkpoints; one is also written when the ledger rests and when the node stops."""
+
+
+class LedgerCopy:
+    """The ledger as one node has verified it."""
+
+    def __init__(self, directory: Path, store: Store, keypair: Keypair) -> None:
+        self.state = LedgerState()
+        self._directory = directory
+        self._store = store
+        self._keypair = keypair
+        self._index = LedgerIndex(directory / "audit.db")
+        self._changed = asyncio.Condition()
+        self._snapshot_seq = self._checkpoint_seq = 0
+        self.failure: NetError | None = None
+        self._replay()
+
+    def _replay(self) -> None:
+        """Fold what the node's own store holds, from the last snapshot on."""
+        try:
+            stored = self._store.head(ADMIN_CHAIN)
+        except NetError as error:
+            if error.kind != "chain-not-found":
+                raise
+            self._store.create_chain(ADMIN_CHAIN)
+            stored = EMPTY
+        self._index.cut(stored.seq)
+        snapshot = self._index.load()
+        if snapshot is not None and snapshot.head.seq and snapshot.head.seq <= self._index.head():
+            at_snapshot = self._store.read_one(ADMIN_CHAIN, snapshot.head.seq)
+            if at_snapshot is not None and at_snapshot.hash == snapshot.head.hash:
+                self.state = snapshot
+        indexed = self._index.head()
+        while self.state.head.seq < stored.seq:
+            records = self._store.read(ADMIN_CHAIN, self.state.head.seq + 1, limit=REPLAY_BATCH)
+            if not records:
+                raise tampered(self.state.head.seq + 1, "it is missing from this node's store")
+            entries = [fold_record(self.state, record) for record in records]
+            self._index.add([entry for entry in entries if entry.record.seq > indexed])
+        self._snapshot_seq = self._checkpoint_seq = self.state.head.seq
+
+    @property
+    def head(self) -> Head:
+        """The head the node has folded."""
+        return self.state.head
+
+    async def advance(self, records: Sequence[Record]) -> list[Entry]:
+        """Verify, fold and keep records that follow the head; those already folded are compared, not repeated.
+
+        Raises `ledger-tampered`; after that nothing more is folded.
+        """
+        if self.failure is not None:
+            raise self.failure
+        fresh: list[Record] = []
+        for record in records:
+            if record.seq <= self.state.head.seq:
+                own = self._store.read_one(ADMIN_CHAIN, record.seq)
+                if own is not None and own.hash != record.hash:
+                    self._fail(tampered(record.seq, "the engine has another record than this node's copy"))
+                continue
+            fresh.append(record)
+        if not fresh:
+            return []
+        before = self.state.head
+        entries: list[Entry] = []
+        try:
+            entries.extend(fold_record(self.state, record) for record in fresh)
+        except NetError as error:
+            self._fail(error)
+        stored = self._store.submit_records(ADMIN_CHAIN, fresh, expect=before)
+        await asyncio.wrap_future(stored)
+        self._index.add(entries)
+        self._keep_up()
+        async with self._changed:
+            self._changed.notify_all()
+        return entries
+
+    def _fail(self, error: NetError) -> NoReturn:
+        self.failure = error
+        raise error
+
+    def _keep_up(self) -> None:
+        head = self.state.head.seq
+        if head - self._snapshot_seq >= SNAPSHOT_EVERY:
+            self._index.save(self.state)
+            self._snapshot_seq = head
+        if head - self._checkpoint_seq >= CHECKPOINT_EVERY:
+            self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Write a signed checkpoint of the head unless the last one is of this head."""
+        head = self.state.head
+        if head.seq > self._checkpoint_seq:
+            write_checkpoint(self._directory, self._keypair, self.state.cluster_id, head, self.state.at_ms)
+            self._checkpoint_seq = head.seq
+
+    async def wait_for(self, seq: int, timeout_s: float) -> None:
+        """Return once `seq` is folded; raises `wait-timeout`, or the failure that stopped the fold."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self.state.head.seq >= seq or self.failure is not None)
+        except TimeoutError:
+            raise NetError(
+                "wait-timeout",
+                f"this node has folded the ledger to {self.state.head.seq}, not yet to {seq}",
+                "try again",
+                {"folded_seq": self.state.head.seq, "seq": seq},
+            ) from None
+        if self.state.head.seq < seq and self.failure is not None:
+            raise self.failure
+
+    def entry(self, seq: int) -> Entry | None:
+        """The verified entry with that seq, or None."""
+        if not 1 <= seq <= self.state.head.seq:
+            return None
+        record = self._store.read_one(ADMIN_CHAIN, seq)
+        return None if record is None else decode_entry(record)
+
+    def find(self, commit_id: bytes) -> Entry | None:
+        """The entry of a commit: its acceptance if there is one, else its latest rejection."""
+        seq = self._index.seq_of(commit_id)
+        return None if seq is None else self.entry(seq)
+
+    def query(self, wanted: AuditFilter, newest_first: bool = True) -> list[Entry]:
+        """Entries that match, newest first unless asked otherwise."""
+        found = (self.entry(seq) for seq in self._index.seqs(wanted, newest_first))
+        return [entry for entry in found if entry is not None]
+
+    def close(self) -> None:
+        """Write a last checkpoint and snapshot. The store belongs to the caller."""
+        if self.failure is None and self.state.head.seq:
+            self.checkpoint()
+            self._index.save(self.state)
+        self._index.close()
