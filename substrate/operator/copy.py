@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -17,13 +18,34 @@ from substrate.operator.fold import Entry, decode_entry, fold_record, tampered
 from substrate.operator.index import SNAPSHOT_EVERY, AuditFilter, LedgerIndex
 from substrate.operator.ledger import ADMIN_CHAIN
 from substrate.operator.state import LedgerState
-from substrate.redex import Store
+from substrate.redex import Appended, Store
 from substrate.wire.errors import NetError
-from substrate.wire.records import EMPTY, Head, Record
+from substrate.wire.records import (
+    EMPTY,
+    MAX_ENTRY_BYTES,
+    MAX_ENTRY_RECORDS,
+    RECORD_OVERHEAD_BYTES,
+    Head,
+    Record,
+)
 
 REPLAY_BATCH: Final = 1000
 CHECKPOINT_EVERY: Final = 256
 """Records between two checkpoints; one is also written when the ledger rests and when the node stops."""
+
+
+def submit_all(store: Store, chain: str, records: Sequence[Record], head: Head) -> Future[Appended]:
+    """Hand verified records to a node's store in entries within the limits; the future is that of the last one."""
+    entry: list[Record] = []
+    size = 0
+    for record in records:
+        cost = len(record.payload) + len(record.seal) + RECORD_OVERHEAD_BYTES
+        if entry and (size + cost > MAX_ENTRY_BYTES or len(entry) >= MAX_ENTRY_RECORDS):
+            store.submit(chain, records=entry, expect=head)  # a failure here fails the ones after it too
+            head, entry, size = entry[-1].head, [], 0
+        entry.append(record)
+        size += cost
+    return store.submit(chain, records=entry, expect=head)
 
 
 class LedgerCopy:
@@ -34,7 +56,7 @@ class LedgerCopy:
         self._directory = directory
         self._store = store
         self._keypair = keypair
-        self._index = LedgerIndex(directory / "audit.db")
+        self.index = LedgerIndex(directory / "audit.db")
         self._changed = asyncio.Condition()
         self._snapshot_seq = self._checkpoint_seq = 0
         self.failure: NetError | None = None
@@ -49,19 +71,19 @@ class LedgerCopy:
                 raise
             self._store.create_chain(ADMIN_CHAIN)
             stored = EMPTY
-        self._index.cut(stored.seq)
-        snapshot = self._index.load()
-        if snapshot is not None and snapshot.head.seq and snapshot.head.seq <= self._index.head():
+        self.index.cut(stored.seq)
+        snapshot = self.index.load(ADMIN_CHAIN, LedgerState)
+        if snapshot is not None and snapshot.head.seq and snapshot.head.seq <= self.index.head():
             at_snapshot = self._store.read_one(ADMIN_CHAIN, snapshot.head.seq)
             if at_snapshot is not None and at_snapshot.hash == snapshot.head.hash:
                 self.state = snapshot
-        indexed = self._index.head()
+        indexed = self.index.head()
         while self.state.head.seq < stored.seq:
             records = self._store.read(ADMIN_CHAIN, self.state.head.seq + 1, limit=REPLAY_BATCH)
             if not records:
                 raise tampered(self.state.head.seq + 1, "it is missing from this node's store")
             entries = [fold_record(self.state, record) for record in records]
-            self._index.add([entry for entry in entries if entry.record.seq > indexed])
+            self.index.add([entry for entry in entries if entry.record.seq > indexed])
         self._snapshot_seq = self._checkpoint_seq = self.state.head.seq
 
     @property
@@ -92,9 +114,8 @@ class LedgerCopy:
             entries.extend(fold_record(self.state, record) for record in fresh)
         except NetError as error:
             self._fail(error)
-        stored = self._store.submit_records(ADMIN_CHAIN, fresh, expect=before)
-        await asyncio.wrap_future(stored)
-        self._index.add(entries)
+        await asyncio.wrap_future(submit_all(self._store, ADMIN_CHAIN, fresh, before))
+        self.index.add(entries)
         self._keep_up()
         async with self._changed:
             self._changed.notify_all()
@@ -107,7 +128,7 @@ class LedgerCopy:
     def _keep_up(self) -> None:
         head = self.state.head.seq
         if head - self._snapshot_seq >= SNAPSHOT_EVERY:
-            self._index.save(self.state)
+            self.index.save(ADMIN_CHAIN, self.state)
             self._snapshot_seq = head
         if head - self._checkpoint_seq >= CHECKPOINT_EVERY:
             self.checkpoint()
@@ -143,17 +164,17 @@ class LedgerCopy:
 
     def find(self, commit_id: bytes) -> Entry | None:
         """The entry of a commit: its acceptance if there is one, else its latest rejection."""
-        seq = self._index.seq_of(commit_id)
+        seq = self.index.seq_of(commit_id)
         return None if seq is None else self.entry(seq)
 
     def query(self, wanted: AuditFilter, newest_first: bool = True) -> list[Entry]:
         """Entries that match, newest first unless asked otherwise."""
-        found = (self.entry(seq) for seq in self._index.seqs(wanted, newest_first))
+        found = (self.entry(seq) for seq in self.index.seqs(wanted, newest_first))
         return [entry for entry in found if entry is not None]
 
     def close(self) -> None:
         """Write a last checkpoint and snapshot. The store belongs to the caller."""
         if self.failure is None and self.state.head.seq:
             self.checkpoint()
-            self._index.save(self.state)
-        self._index.close()
+            self.index.save(ADMIN_CHAIN, self.state)
+        self.index.close()

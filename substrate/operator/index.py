@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
 
 from substrate.operator.fold import Entry
-from substrate.operator.state import LedgerState
 from substrate.wire.events import ICE_KINDS
+
+State = TypeVar("State", bound=msgspec.Struct)
 
 SCHEMA_VERSION: Final = 1
 SNAPSHOT_EVERY: Final = 2048
@@ -31,7 +32,7 @@ CREATE INDEX IF NOT EXISTS entries_by_kind ON entries (kind, seq);
 CREATE INDEX IF NOT EXISTS entries_by_node ON entries (node, seq) WHERE node IS NOT NULL;
 CREATE INDEX IF NOT EXISTS entries_by_force ON entries (seq) WHERE force;
 CREATE TABLE IF NOT EXISTS signers (operator BLOB NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (operator, seq)) WITHOUT ROWID, STRICT;
-CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), state BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS snapshots (fold TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID, STRICT;
 """
 
 
@@ -62,7 +63,7 @@ class LedgerIndex:
         self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF").fetchall()
         if self._db.pragma("user_version") not in (0, SCHEMA_VERSION):
             # Derived data of another version: made anew rather than converted.
-            self._db.execute("DROP TABLE entries; DROP TABLE signers; DROP TABLE snapshot")
+            self._db.execute("DROP TABLE entries; DROP TABLE signers; DROP TABLE snapshots")
         self._db.execute(_SCHEMA)
         self._db.pragma("user_version", SCHEMA_VERSION)
 
@@ -136,16 +137,16 @@ class LedgerIndex:
         )
         return [int(seq) for (seq,) in rows]
 
-    def save(self, state: LedgerState) -> None:
-        """Keep a snapshot of the folded state."""
-        self._db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?)", (msgspec.msgpack.encode(state),))
+    def save(self, fold: str, state: msgspec.Struct) -> None:
+        """Keep a snapshot of a folded state under the fold's name."""
+        self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", (fold, msgspec.msgpack.encode(state)))
 
-    def load(self) -> LedgerState | None:
-        """The last snapshot, or None; one of another layout counts as none."""
-        blob = self._db.execute("SELECT state FROM snapshot WHERE id = 1").get
+    def load(self, fold: str, kind: type[State]) -> State | None:
+        """The last snapshot of a fold, or None; one of another layout counts as none."""
+        blob = self._db.execute("SELECT state FROM snapshots WHERE fold = ?", (fold,)).get
         if blob is None:
             return None
         try:
-            return msgspec.msgpack.decode(blob, type=LedgerState)
+            return msgspec.msgpack.decode(blob, type=kind)
         except msgspec.ValidationError:
             return None  # written by an earlier version; the fold starts from the first record instead

@@ -1,0 +1,1 @@
+"""Measurements of the budgets: `python -m bench [names]`, or `make bench`. Each module has `rows()`."""

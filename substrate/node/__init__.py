@@ -1,0 +1,1 @@
+"""The node process: wiring, admission, leases, signals and what the control API is answered with."""

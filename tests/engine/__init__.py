@@ -1,0 +1,1 @@
+"""Tests of substrate.engine and of the frames its sockets carry."""
