@@ -213,21 +213,27 @@ class AsyncCommits:
         self, commit_id: str, timeout_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None
     ) -> dict[str, Any]:
         """Follow the commit's work to its end; see `net_sdk.commits.wait`."""
-        last: dict[str, Any] | None = None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
         path = f"/v1/commits/{quote(commit_id)}/progress"
-        try:
-            async with aclosing(self._client.stream(path, timeout_s=timeout_s, resume=True, follow=True)) as rows:
-                async for row in rows:
-                    if "state" not in row:
-                        continue
-                    last = row
-                    if on_progress is not None:
-                        on_progress(row)
-                    if row["state"] != "running":
-                        return row
-        except NetError as failure:
-            if failure.kind != "timeout":
-                raise
+        last: dict[str, Any] | None = None
+        pause_s = _RETRY_S[0]
+        while (left := deadline - loop.time()) > 0:
+            try:
+                async with aclosing(self._client.stream(path, timeout_s=left, follow=True)) as rows:
+                    async for row in rows:
+                        if "state" not in row:
+                            continue
+                        last, pause_s = row, _RETRY_S[0]
+                        if on_progress is not None:
+                            on_progress(row)
+                        if row["state"] != "running":
+                            return row
+            except NetError as failure:
+                if failure.kind not in commits.WAIT_THROUGH:
+                    raise
+            await asyncio.sleep(max(0.0, min(pause_s, deadline - loop.time())))
+            pause_s = min(_RETRY_S[1], pause_s * 2)
         raise commits.wait_timeout(commit_id, last)
 
     async def drive(self, flow: commits.Flow[T]) -> T:

@@ -16,6 +16,7 @@ from net_sdk.proposals import Signer, commit_body, sign, verify_proposal
 from substrate.wire.errors import KINDS, NetError
 
 __all__ = [
+    "WAIT_THROUGH",
     "Call",
     "Flow",
     "Pause",
@@ -41,6 +42,8 @@ _STALE: Final = frozenset(("proposal-not-found", "simulation-required"))
 _BUSY: Final = frozenset(("engine-unavailable", "overloaded"))
 _PASSING: Final = _UNCLEAR | _STALE | _BUSY | {"commit-not-found", "replayed"}
 """Answers that settle nothing while the outcome is unclear."""
+WAIT_THROUGH: Final = _UNCLEAR | _BUSY
+"""Failures of a progress stream after which it is taken up again."""
 
 T = TypeVar("T")
 
@@ -80,7 +83,7 @@ def commit_flow(proposal: dict[str, Any], signatures: list[dict[str, str]]) -> F
             if failure.kind == "not-connected" and failure.details.get("sent") is False:
                 if unclear is None:
                     raise  # nobody listened: nothing was sent
-            elif unclear is None and failure.kind not in _UNCLEAR and failure.kind != "replayed":
+            elif unclear is None and failure.kind not in _UNCLEAR:
                 raise  # a verdict
             elif failure.kind not in _PASSING:
                 raise
@@ -182,7 +185,7 @@ def wait(
                 if row["state"] != "running":
                     return row
         except NetError as failure:
-            if failure.kind not in _UNCLEAR | _BUSY:
+            if failure.kind not in WAIT_THROUGH:
                 raise
         time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
         pause_s = min(1.0, pause_s * 2)

@@ -137,11 +137,19 @@ def _compare(asked: dict[str, Any], event: Any, target: dict[str, Any]) -> None:
                 raise _refuse("the proposal is for other chains")
         else:
             try:
-                same = codec.from_json(fields[name]) == getattr(event, name)
+                same = _decoded(name, codec, fields[name]) == getattr(event, name)
             except (ValueError, NetError):
                 same = False
             if not same:
                 raise _refuse(f"the proposal has another {name!r} than was asked for")
+
+
+def _decoded(name: str, codec: Any, value: Any) -> Any:
+    if name == "spec":  # may say `grace` for `grace_ms`
+        from substrate.wire.specs import DaemonSpec
+
+        return DaemonSpec.parse(value)
+    return codec.from_json(value)
 
 
 def _default(event: type[Any], name: str) -> Any:

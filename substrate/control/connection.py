@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import h11
 
-from substrate.control.dispatch import Answer, StreamAnswer, encode_line, error_answer
+from substrate.control.dispatch import Answer, StreamAnswer, encode_line, error_answer, malformed, too_large
 from substrate.control.socketfile import Peer, check_peer, peer_of
-from substrate.control.stream import End, Lagged
+from substrate.control.stream import End
 from substrate.wire.errors import NetError
 from substrate.wire.times import iso, now_ms
 
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as failure:
-                raise _Refused(_malformed(failure, self._limits.header_bytes)) from None
+                raise _Refused(malformed(failure, self._limits.header_bytes)) from None
             if event is not h11.NEED_DATA:
                 return event
             if self._phase is Phase.CLOSED:
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
     async def _read_body(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         for name, value in headers:
             if name == b"content-length" and (len(value) > 12 or int(value) > self._limits.body_bytes):
-                raise _Refused(_too_large("body", self._limits.body_bytes))
+                raise _Refused(too_large("body", self._limits.body_bytes))
         event = await self._next_event()
         if isinstance(event, h11.EndOfMessage):
             return b""
@@ -266,7 +266,7 @@ class Connection(asyncio.Protocol):
             pieces.append(bytes(event.data))
             size += len(event.data)
             if size > self._limits.body_bytes:
-                raise _Refused(_too_large("body", self._limits.body_bytes))
+                raise _Refused(too_large("body", self._limits.body_bytes))
             event = await self._next_event()
         return b"".join(pieces)
 
@@ -274,7 +274,7 @@ class Connection(asyncio.Protocol):
         """h11 bounds an unfinished header only; one that came whole is measured here."""
         size = len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
         if size > self._limits.header_bytes:
-            raise _Refused(_too_large("header", self._limits.header_bytes, 431))
+            raise _Refused(too_large("header", self._limits.header_bytes, 431))
 
     async def _stream(self, rows: AsyncIterator[Any]) -> None:
         self._enter(Phase.STREAM)
@@ -310,9 +310,9 @@ class Connection(asyncio.Protocol):
     def _write_rows(self, row: Any) -> None:
         if isinstance(row, list):
             if row:
-                self._write_bytes(b"".join([encode_line(_document(each)) for each in row]))
+                self._write_bytes(b"".join([encode_line(each) for each in row]))
         else:
-            self._write_line(_document(row))
+            self._write_line(row)
 
     def _write_line(self, document: Any) -> None:
         self._write_bytes(encode_line(document))
@@ -384,20 +384,3 @@ async def _close_rows(rows: AsyncIterator[Any]) -> None:
     close = getattr(rows, "aclose", None)
     if close is not None:
         await close()
-
-
-def _document(row: Any) -> Any:
-    return row.document() if isinstance(row, Lagged) else row
-
-
-def _malformed(failure: h11.RemoteProtocolError, limit: int) -> Answer:
-    status = failure.error_status_hint
-    if status == 431:
-        return _too_large("header", limit, 431)
-    return error_answer(NetError("invalid-argument", f"the request is not HTTP/1.1: {failure}"), status)
-
-
-def _too_large(what: str, limit: int, status: int = 413) -> Answer:
-    return error_answer(
-        NetError("too-large", f"the request {what} is over {limit} bytes", details={"limit_bytes": limit}), status
-    )

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
+import h11
 import msgspec
 import orjson
 
 from substrate.control.api import ControlApi, Request
 from substrate.control.routes import ROUTES, Match, Route, match
 from substrate.control.socketfile import Peer
+from substrate.control.stream import Lagged
 from substrate.wire.errors import NetError
 
 MAX_QUERY_FIELDS: Final = 32
@@ -49,6 +51,8 @@ def encode_line(value: Any) -> bytes:
 
 
 def _struct(value: Any) -> Any:
+    if isinstance(value, Lagged):
+        return value.document()
     if isinstance(value, msgspec.Struct):
         return {f.encode_name: getattr(value, f.name) for f in msgspec.structs.fields(value)}
     raise TypeError(f"{type(value).__name__} is not JSON")
@@ -61,6 +65,20 @@ def error_answer(error: NetError, status: int | None = None, headers: tuple[tupl
     except TypeError:  # details that are not JSON: a fault of ours, which must not hide the error itself
         body = encode(NetError(error.kind, error.message, error.hint).document())
     return Answer(status or error.http_status, body, headers)
+
+
+def too_large(what: str, limit: int, status: int = 413) -> Answer:
+    """The answer to a request whose header or body passes a limit in bytes."""
+    error = NetError("too-large", f"the request {what} is over {limit} bytes", details={"limit_bytes": limit})
+    return error_answer(error, status)
+
+
+def malformed(failure: h11.RemoteProtocolError, header_limit: int) -> Answer:
+    """The answer to bytes that are no HTTP/1.1 request."""
+    if failure.error_status_hint == 431:
+        return too_large("header", header_limit, 431)
+    error = NetError("invalid-argument", f"the request is not HTTP/1.1: {failure}")
+    return error_answer(error, failure.error_status_hint)
 
 
 def invalid(failure: Exception, what: str) -> NetError:

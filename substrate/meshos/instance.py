@@ -115,6 +115,11 @@ class Instance:
         """Stop and start; returns when the old run is over and the new one is about to start."""
         await asyncio.shield(self._ask("restart", None, "restart"))
 
+    def configure(self, settings: SupervisorSettings) -> None:
+        """Go by other times from now on."""
+        self._settings = settings
+        self._policy.settings = settings.restart
+
     def reset_backoff(self) -> None:
         """Forget crashes and end a pause."""
         self._policy.release()

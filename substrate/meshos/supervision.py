@@ -56,6 +56,13 @@ class Supervisor:
         self._guardian = guardian
         guardian.subscribe(self._heard)
 
+    def configure(self, settings: SupervisorSettings) -> None:
+        """Go by other times from now on, pauses under way excepted."""
+        if settings != self._settings:
+            self._settings = settings
+            for instance in self._instances.values():
+                instance.configure(settings)
+
     def start(self, spec: InstanceSpec) -> None:
         """Have the instance run as `spec` says, from the next free moment on; progress shows in `report`.
 

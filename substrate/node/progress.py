@@ -118,8 +118,8 @@ def _is_up(view: ClusterView, row: dict[str, Any], entry: Entry) -> bool:
     done_once = row["lifecycle"] == "stopped" and row["last_exit"] is not None
     if isinstance(entry.event, events.DaemonRestart) and row["age_ms"] is not None:
         # The process must be younger than the commit that asked for it.
-        return row["lifecycle"] == "running" and row["age_ms"] <= now_ms() - entry.record.at_ms
-    return row["lifecycle"] == "running" or done_once
+        return bool(row["lifecycle"] == "running" and row["age_ms"] <= now_ms() - entry.record.at_ms)
+    return bool(row["lifecycle"] == "running" or done_once)
 
 
 def _daemon_ends(view: ClusterView, entry: Entry) -> dict[str, Any]:

@@ -41,6 +41,12 @@ class Flusher:
         if over:
             self.flush()
 
+    @property
+    def unflushed_bytes(self) -> int:
+        """How much a power cut could take now."""
+        with self._changed:
+            return self._unflushed
+
     def flush(self) -> None:
         """Sync what was committed before this call; `io-error` if that fails."""
         with self._changed:

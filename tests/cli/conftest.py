@@ -73,6 +73,13 @@ def net(home: Path) -> Net:
     return run
 
 
+_TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that ^C becomes SIGINT
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Terminal:
     """A `net` on a pseudo-terminal of 80 columns."""
 
@@ -85,7 +92,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "net_cli", *args],
+            [sys.executable, "-c", _TAKE_TERMINAL, sys.executable, "-m", "net_cli", *args],
             stdin=slave,
             stdout=slave,
             stderr=slave,

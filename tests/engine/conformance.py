@@ -314,7 +314,12 @@ class EngineConformance:
     def test_kill_9_of_the_server_under_eight_writers_loses_doubles_and_reorders_nothing(
         self, harness: EngineHarness
     ) -> None:
-        asyncio.run(asyncio.wait_for(self._kill_under_writers(harness, kills=5, writers=8), 100))
+        asyncio.run(asyncio.wait_for(self._kill_under_writers(harness, kills=20, writers=8), 100))
+
+    @pytest.mark.campaign
+    @pytest.mark.timeout(3600)
+    def test_campaign_of_kills_under_eight_writers(self, harness: EngineHarness) -> None:
+        asyncio.run(asyncio.wait_for(self._kill_under_writers(harness, kills=1000, writers=8), 3500))
 
     async def _kill_under_writers(self, harness: EngineHarness, kills: int, writers: int) -> None:
         async with engines(harness) as (engine,):
@@ -323,14 +328,15 @@ class EngineConformance:
             acknowledged: list[tuple[int, bytes]] = []
             try:
                 readers = [asyncio.create_task(_collect(client, acknowledged)) for client in clients]
-                for kill in range(kills):
+                for kill in range(1, kills + 1):
                     seen = len(acknowledged)
 
                     async def busy(seen: int = seen) -> bool:
                         return len(acknowledged) >= seen + 100
 
                     await until(busy, f"100 further acknowledged appends before kill {kill}", 30)
-                    os.kill(harness.server_pid(), signal.SIGKILL)
+                    frozen = kill % 10 == 0  # the clients notice and kill it themselves
+                    os.kill(harness.server_pid(), signal.SIGSTOP if frozen else signal.SIGKILL)
                 for client in clients:
                     assert client.stdin is not None
                     client.stdin.close()  # finish what is in progress, then end
@@ -381,6 +387,14 @@ class EngineConformance:
             await tail.aclose()
             with pytest.raises(StopAsyncIteration):
                 await anext(tail)
+
+    @scenario
+    async def test_a_tail_from_nowhere_is_refused_when_it_is_read(self, harness: EngineHarness) -> None:
+        async with engines(harness) as (engine,):
+            for _ in range(2):
+                assert (await error_of(anext(engine.tail("log", 0)))).kind == "invalid-argument"
+            with pytest.raises(NetError):
+                engine.tail("no//name", 1)
 
     @scenario
     async def test_a_tail_may_wait_for_its_chain(self, harness: EngineHarness) -> None:

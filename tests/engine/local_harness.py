@@ -18,6 +18,7 @@ from substrate.engine.local.directory import EngineDirectory, start_time
 from substrate.redex import Retention, Store
 from substrate.wire.frames import FrameDecoder, encode_frame
 from tests.harness import REPO
+from tests.procs import wait_until
 
 
 class LossyProxy:
@@ -126,10 +127,13 @@ class LocalHarness:
             assert store.sweep(name, 0) == records - kept
 
     def server_pid(self) -> int:
-        identity = self.directory.read_identity()
-        assert identity is not None
-        assert start_time(identity.pid) == identity.start_time, "no broker is running"
-        return identity.pid
+        def running() -> int | None:
+            identity = self.directory.read_identity()
+            if identity is None or start_time(identity.pid) != identity.start_time:
+                return None
+            return identity.pid
+
+        return wait_until(running, 10, "a broker to run")
 
     def client(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(

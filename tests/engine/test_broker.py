@@ -161,6 +161,7 @@ def test_sigterm_answers_what_is_in_progress(harness: LocalHarness) -> None:
             os.kill(harness.server_pid(), signal.SIGTERM)
             outcomes = await asyncio.gather(*calls)
             assert sorted(outcome.first_seq for outcome in outcomes) == list(range(2, 202))
+            assert not any(outcome.duplicate for outcome in outcomes), "what was committed was answered"
             assert len(await read_all(engine, "log")) == 201
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
@@ -237,6 +238,37 @@ def test_a_store_that_cannot_write_ends_the_broker_and_the_next_one_settles_the_
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
     assert "ending: io-error" in harness.directory.log.read_text()
+
+
+def test_a_full_disk_refuses_appends_until_there_is_space_again(harness: LocalHarness) -> None:
+    place = harness.directory.path
+    place.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("cannot mount a small file system here")
+
+    async def scenario() -> None:
+        async with engines(harness) as (engine,):
+            await engine.append("log", [b"first"], create=True)
+            broker = (await engine.status()).pid
+            filler = place / "filler"
+            with open(filler, "wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+                while True:
+                    file.write(bytes(65536))
+            head = await engine.head("log")
+            kinds = {(await error_of(engine.append("log", [bytes(250_000)]))).kind for _ in range(5)}
+            assert kinds == {"disk-full"}
+            assert await engine.head("log") == head
+            filler.unlink()
+            assert (await engine.append("log", [bytes(250_000)])).first_seq == 2
+            assert (await engine.status()).pid == broker
+            await engine.kv_put("k", b"alive")
+
+    try:
+        asyncio.run(asyncio.wait_for(scenario(), 30))
+        stop_broker(place)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_a_damaged_store_is_named_when_connecting(harness: LocalHarness) -> None:
@@ -466,6 +498,33 @@ def test_an_engine_closed_in_the_middle_of_an_append_says_unknown(harness: Local
         assert (await error_of(claim)).kind == "unknown-outcome"
         assert (await error_of(look)).kind == "engine-unavailable"
         os.kill(harness.server_pid(), signal.SIGKILL)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_an_engine_closes_although_the_broker_takes_nothing(harness: LocalHarness) -> None:
+    async def scenario() -> None:
+        engine = await harness.connect()
+        started = asyncio.Event()
+
+        async def slow(payload: bytes) -> bytes:
+            started.set()
+            await asyncio.sleep(60)
+            return payload
+
+        await engine.serve("node/1", slow).ready()
+        asked = asyncio.create_task(engine.request("node/1", b"", timeout_ms=60_000))
+        await started.wait()
+        broker = harness.server_pid()
+        os.kill(broker, signal.SIGSTOP)
+        calls = [asyncio.create_task(engine.append("log", [bytes(200_000)], create=True)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        await engine.close()
+        assert time.monotonic() - began < 2
+        assert {(await error_of(call)).kind for call in calls} == {"unknown-outcome"}
+        assert (await error_of(asked)).kind == "node-unreachable"
+        os.kill(broker, signal.SIGKILL)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 

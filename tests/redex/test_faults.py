@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from substrate.redex import Store
+from substrate.redex import Interval, Store
 from substrate.wire.errors import NetError
 from tests.redex.faultvfs import Fault, FaultVFS
 
@@ -213,6 +213,21 @@ def test_a_checkpoint_without_space_does_not_stop_appends(tmp_path: Path) -> Non
                 break
         assert store.checkpoint_trouble is None
         assert store.verify("a") == store.head("a")
+
+
+def test_the_power_cut_is_real(tmp_path: Path) -> None:
+    """The control of the tests above: what no sync has covered is gone afterwards."""
+    with fault_vfs() as vfs:
+        store = Store.open(tmp_path / "s.db", vfs=vfs.name, durability=Interval(ms=1_000_000, max_bytes=1 << 40))
+        store.create_chain("a")
+        store.append("a", [b"1"])
+        vfs.dead = True
+        with pytest.raises(NetError):
+            store.append("a", [b"2"])
+        store.close()
+        vfs.power_cut()
+    with Store.open(tmp_path / "s.db") as store:
+        assert [info.name for info in store.chains()] == []
 
 
 def test_a_crash_in_creation_leaves_nothing_in_the_way(tmp_path: Path) -> None:

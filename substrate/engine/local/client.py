@@ -102,7 +102,7 @@ class LocalEngine:
         for stream in tuple(self._streams):
             stream.finish()
         for serving in tuple(self._servings.values()):
-            await serving.aclose()
+            await serving.abandon()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait((self._keeper,))

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._out_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._reading = True
+        self._stopped = False
         self._accepted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -158,10 +159,13 @@ class Connection(asyncio.Protocol):
 
     def stop_reading(self) -> None:
         """Take no further messages; what is in progress is still answered."""
+        self._stopped = True
         self._inbox.clear()
         self._accepting_reads(False)
 
     def _process(self) -> None:
+        if self._stopped:
+            return
         inbox = self._inbox
         while inbox and self.stuck_since is None and self.in_flight < MAX_IN_FLIGHT:
             payload = inbox.popleft()

@@ -90,6 +90,7 @@ class Starter:
             self._failures = 0
             self._serving |= self._starting
             self._starting.clear()
+            self.reap()
         if self._turn is not None:
             os.close(self._turn)
             self._turn = None

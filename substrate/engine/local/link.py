@@ -18,6 +18,7 @@ from substrate.wire.frames import FrameDecoder
 PING_S: Final = 0.5
 SILENCE_S: Final = 2.0
 """A broker that says nothing for so long, pings outstanding, is frozen and is killed."""
+CLOSE_S: Final = 0.5
 
 StreamMessage = p.TailBatch | p.TailLagged | p.WatchBatch | p.Failure
 
@@ -130,10 +131,12 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     async def close(self) -> None:
-        """Send what is queued, close, and wait until it is closed."""
+        """Send what is queued, close, and wait until it is closed; a broker that takes nothing is given `CLOSE_S`."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
+        await asyncio.wait((self.lost,), timeout=CLOSE_S)
+        self.abort()
         await self.lost
 
     def _flush(self) -> None:

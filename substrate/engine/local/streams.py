@@ -197,16 +197,28 @@ class LocalServing:
 
     async def aclose(self) -> None:
         """Stop serving; requests in progress are still answered."""
-        if self._servings.get(self._subject) is self:
-            del self._servings[self._subject]
-        if self._registration is not None:
-            self._registration.cancel()
         link = self._link
+        self._stop()
         if link is not None:
             try:
                 await link.call(p.UnserveCall(0, self._subject))
             except LinkLostError:
                 pass  # nothing is routed to a closed connection
+
+    async def abandon(self) -> None:
+        """The engine closes: drop the requests in progress, and leave the subject to the end of the connection."""
+        self._stop()
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    def _stop(self) -> None:
+        self._link = None
+        if self._servings.get(self._subject) is self:
+            del self._servings[self._subject]
+        if self._registration is not None:
+            self._registration.cancel()
         if not self._outcome.done():
             self._outcome.set_result(NetError("engine-unavailable", f"{self._subject!r} is not served any more"))
 
