@@ -13,7 +13,6 @@ from substrate.wire.errors import NetError
 
 if TYPE_CHECKING:
     from net_sdk.client import Client
-
     from substrate.identity.keyfile import KeyFile
 
 T = TypeVar("T")

@@ -17,7 +17,6 @@ POLL_S: Final = 0.02
 def stop_node(app: App, name: str) -> dict[str, Any]:
     """Stop the node called `name`; raises `not-connected` if it does not run here, `wait-timeout` if it stays."""
     from net_sdk.client import Client
-
     from substrate.wire.ids import check_name
     from substrate.wire.paths import control_socket
 
@@ -29,7 +28,6 @@ def stop_nodes(app: App) -> list[dict[str, Any]]:
     """Stop every node of the cluster on this machine, in name order; each that cannot be stopped fails the rest."""
     from net_sdk.client import Client
     from net_sdk.discovery import sockets
-
     from substrate.wire.paths import runtime_dir
 
     stopped = []

@@ -18,16 +18,18 @@ _COLORS: Final = {
 
 
 class Column(NamedTuple):
-    """A column: its header, the key of its value (or a function of the row), and whether it is flush right."""
+    """A column: its header, the key of its value (or a function of the row), whether it is flush right, and whether it
+    gives way first where the screen is too narrow."""
 
     header: str
     get: str | Callable[[dict[str, Any]], Any]
     right: bool = False
+    flexible: bool = False
 
 
 def plain(value: Any) -> str:
     """A value as people read it; unknown is a dash, control characters are made visible."""
-    if value is None or value == "" or value == []:
+    if value is None or value in ("", [], {}):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -82,7 +84,9 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column], width: int,
     widths = [
         max(width_of(column.header), *(width_of(line[place]) for line in cells)) for place, column in enumerate(columns)
     ]
-    _fit(widths, width - _GAP * (len(columns) - 1))
+    room = width - _GAP * (len(columns) - 1)
+    _fit(widths, room, [place for place, column in enumerate(columns) if column.flexible])
+    _fit(widths, room, list(range(len(columns))))
     header = [shorten(column.header, size) for column, size in zip(columns, widths, strict=True)]
     line = _line(header, header, widths, columns, False)
     yield f"\x1b[1m{line}\x1b[0m" if color else line
@@ -91,13 +95,14 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[Column], width: int,
         yield _line(cut, values, widths, columns, color)
 
 
-def _fit(widths: list[int], room: int) -> None:
-    # The widest column gives way first, so that short ones (names, states) stay whole.
-    while sum(widths) > room and max(widths) > _SHORTEST:
-        widest = widths.index(max(widths))
-        second = max([size for place, size in enumerate(widths) if place != widest], default=0)
-        target = max(min(second, widths[widest] - 1), widths[widest] - (sum(widths) - room), _SHORTEST)
-        widths[widest] = target
+def _fit(widths: list[int], room: int, places: list[int]) -> None:
+    # The widest of the places gives way first, so that short values (names, states) stay whole.
+    while sum(widths) > room and places:
+        widest = max(places, key=widths.__getitem__)
+        if widths[widest] <= _SHORTEST:
+            return
+        second = max((widths[place] for place in places if place != widest), default=0)
+        widths[widest] = max(min(second, widths[widest] - 1), widths[widest] - (sum(widths) - room), _SHORTEST)
 
 
 def _line(cut: list[str], values: list[str], widths: list[int], columns: Sequence[Column], color: bool) -> str:
@@ -121,7 +126,9 @@ def fields(document: dict[str, Any], color: bool = False, indent: str = "") -> I
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             yield f"{indent}{label}"
             for item in value:
-                yield f"{indent}  - {plain(item)}"
+                first, *rest = fields(item, color, indent + "    ") if isinstance(item, dict) else [plain(item)]
+                yield f"{indent}  - {first.strip()}"
+                yield from rest
         else:
             shown = plain(value)
             yield f"{indent}{label:<{longest + 1}} {paint(shown, shown, color)}"
@@ -146,3 +153,8 @@ def duration(ms: int | float | None) -> str:
     from substrate.wire.times import format_duration
 
     return format_duration(int(ms))
+
+
+def moment(at: str | None) -> str:
+    """A time of a row, to the second."""
+    return at[:19].replace("T", " ") if at else "-"

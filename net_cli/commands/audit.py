@@ -10,16 +10,16 @@ from net_cli.context import App, pass_app
 from net_cli.core import group
 from net_cli.options import decorate
 from net_cli.params import MOMENT, REF, complete
-from net_cli.table import Column, printable
+from net_cli.table import Column, moment, printable
 
 COLUMNS = (
     Column("SEQ", "seq", right=True),
-    Column("AT", lambda row: row["committed_at"]),
+    Column("AT", lambda row: moment(row["committed_at"])),
     Column("OPERATOR", "operator"),
     Column("KIND", "event_kind"),
-    Column("TARGET", lambda row: _subject(row)),
+    Column("TARGET", lambda row: _subject(row), flexible=True),
     Column("OUTCOME", "outcome"),
-    Column("REASON", "reason"),
+    Column("REASON", "reason", flexible=True),
 )
 FILTERS = (
     click.Option(

@@ -11,7 +11,7 @@ from net_cli.context import App, pass_app
 from net_cli.core import group
 from net_cli.options import PREVIEW, REASON, YES, choices, decorate
 from net_cli.params import complete
-from net_cli.table import Column, printable, size
+from net_cli.table import Column, moment, printable, size
 
 if TYPE_CHECKING:
     from net_sdk.client import Client
@@ -133,10 +133,10 @@ def inspect(app: App, name: str, since: int | None, limit: int) -> None:
     query = {"tail": limit} if since is None else {"since": since, "limit": limit}
     columns = (
         Column("SEQ", "seq", right=True),
-        Column("AT", "at"),
+        Column("AT", lambda row: moment(row["at"])),
         Column("HASH", lambda row: row["hash"][:12]),
         Column("SIZE", lambda row: size(row["size_bytes"]), right=True),
-        Column("PAYLOAD", _payload),
+        Column("PAYLOAD", _payload, flexible=True),
     )
     with app.attach() as client:
         app.out.rows(client.get(_path(name, "/records"), **query), columns, "no records")

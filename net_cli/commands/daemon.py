@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from net_cli.core import group
 from net_cli.logview import FOLLOW, LAST, LEVEL, show_logs
 from net_cli.options import PREVIEW, REASON, argument, choices, decorate, wait_option
 from net_cli.params import DURATION, LABEL
-from net_cli.table import Column, duration
+from net_cli.table import Column, duration, fields, table
 
 COLUMNS = (
     Column("NAME", "name"),
@@ -145,7 +146,16 @@ def show(app: App, name: str) -> None:
     from net_sdk.client import quote
 
     with app.attach() as client:
-        app.out.record(client.get(f"/v1/daemons/{quote(name)}"))
+        app.out.record(client.get(f"/v1/daemons/{quote(name)}"), _view)
+
+
+def _view(document: dict[str, Any]) -> Iterator[str]:
+    from net_cli.output import screen_width
+
+    yield from fields({key: value for key, value in document.items() if key != "instances"})
+    if document["instances"]:
+        yield ""
+        yield from table(document["instances"], COLUMNS[1:], screen_width(), False)
 
 
 @daemon.command("logs", examples=["net daemon logs web -f", "net daemon logs web --min-level warn -n 100"])

@@ -12,14 +12,14 @@ from net_cli.context import App, pass_app
 from net_cli.core import group
 from net_cli.options import REASON, decorate
 from net_cli.params import complete
-from net_cli.table import Column
+from net_cli.table import Column, moment
 
 COLUMNS = (
     Column("NAME", "name"),
     Column("OPERATOR ID", "operator_id"),
     Column("FINGERPRINT", "fingerprint"),
-    Column("CREATED", "created_at"),
-    Column("NOTE", "note"),
+    Column("CREATED", lambda row: moment(row["created_at"])),
+    Column("NOTE", "note", flexible=True),
 )
 NEW_NAME = click.Argument(["name"], metavar="NAME", help="What to call the identity.")
 NAME = click.Argument(["name"], metavar="NAME", shell_complete=complete("identity"), help="The identity.")

@@ -8,14 +8,14 @@ from net_cli.context import App, pass_app
 from net_cli.core import group
 from net_cli.logview import FILTERS, FOLLOW, LAST, query, show_logs
 from net_cli.options import decorate
-from net_cli.table import Column
+from net_cli.table import Column, moment
 
 COLUMNS = (
-    Column("AT", "at"),
+    Column("AT", lambda row: moment(row["at"])),
     Column("NODE", "node_name"),
     Column("DAEMON", "daemon"),
     Column("LEVEL", "level"),
-    Column("MESSAGE", "message"),
+    Column("MESSAGE", "message", flexible=True),
 )
 
 

@@ -16,15 +16,23 @@ from net_cli.table import Column, duration, fields, paint, size
 COLUMNS = (
     Column("NAME", "name"),
     Column("NODE ID", "node_id"),
-    Column("STATE", lambda row: "cordoned" if row["cordoned"] and row["state"] == "alive" else row["state"]),
+    Column("STATE", lambda row: _state(row)),
     Column("LEADER", "leader"),
-    Column("MAINTENANCE", "maintenance"),
     Column("DAEMONS", "daemons", right=True),
     Column("RTT", lambda row: f"{row['rtt_ms']:.1f}ms" if row.get("rtt_ms") is not None else None, right=True),
     Column("CPU", lambda row: f"{row['cpu_percent']:.0f}%" if row.get("cpu_percent") is not None else None, right=True),
     Column("MEM", lambda row: size(row.get("mem_used_bytes")), right=True),
 )
 NODE = argument("name", "node", "The node.")
+
+
+def _state(row: dict[str, Any]) -> Any:
+    """The one word that matters most: dead or not, then maintenance, then the cordon."""
+    if row["state"] != "alive":
+        return row["state"]
+    if row.get("maintenance") not in (None, "active"):
+        return row["maintenance"]
+    return "cordoned" if row.get("cordoned") else "alive"
 
 
 @group("node", examples=["net node start --name a --operator alice --detach", "net node ls", "net node stop --all"])
@@ -53,9 +61,8 @@ def start(app: App, name: str, labels: tuple[str, ...], detach: bool, token_file
     The first start of a cluster installs --operator as its first operator. Later nodes join it: admitted by --operator,
     or by a join token. A node that was admitted before needs neither.
     """
-    from substrate.node.start import start as start_node
-
     from net_cli.appending import source
+    from substrate.node.start import start as start_node
 
     token = None
     if token_file is not None:

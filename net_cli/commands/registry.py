@@ -10,13 +10,13 @@ from net_cli.context import App, pass_app
 from net_cli.core import group
 from net_cli.options import OUT, PREVIEW, REASON, YES, choices, decorate
 from net_cli.params import KEY_HEX, REF, SIGNATURE_HEX, complete
-from net_cli.table import Column
+from net_cli.table import Column, moment
 
 COLUMNS = (
     Column("NAME", "name"),
     Column("OPERATOR ID", "operator_id"),
     Column("ACTIVE", "active"),
-    Column("ADDED", "added_at"),
+    Column("ADDED", lambda row: moment(row["added_at"])),
     Column("SEQ", "seq", right=True),
 )
 FILE = click.Argument(["file"], metavar="FILE", help="A proposal written with --out.")

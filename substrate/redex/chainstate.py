@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
-from substrate.redex.database import SEQ_BITS
+from substrate.redex.database import MAX_CHAINS, SEQ_BITS
 from substrate.redex.types import Retention
 from substrate.wire.errors import NetError
 from substrate.wire.records import DOMAIN, Head, Record, record_hash
@@ -55,9 +55,11 @@ class Chain:
         """
         if seq == self.base_seq:
             return self.base_hash, self.base_bytes
-        row = execute(_POINT_SQL, (self.key0 + seq,)).fetchone()
+        row = _one(execute, self.name, _POINT_SQL, (self.key0 + seq,))
         if row is None:
             raise damaged(self.name, seq, "is missing")
+        if tuple(map(type, row)) != (bytes, int):
+            raise damaged(self.name, seq, "is unreadable")
         return row[0], row[1]
 
     def rows(
@@ -94,23 +96,47 @@ def load_chain(execute: Execute, name: str, *, check_head: bool = False) -> Chai
 
     With `check_head` the last record's hash is recomputed: nothing must be chained to a damaged record.
     """
-    row = execute(_CHAIN_SQL, (name,)).fetchone()
+    row = _one(execute, name, _CHAIN_SQL, (name,))
     if row is None:
         return None
+    if not _sound(row):
+        raise damaged(name, 0, "(the row of the chain) is unreadable")
     chain_id, created, max_records, max_bytes, max_age, base_seq, base_hash, base_bytes = row
     chain = Chain(name, chain_id, created, Retention(max_records, max_bytes, max_age))
     chain.base_seq, chain.base_hash, chain.base_bytes = base_seq, base_hash, base_bytes
-    last = execute(_LAST_SQL, (chain.key0 + base_seq + 1, chain.key0 + (1 << SEQ_BITS) - 1)).fetchone()
+    last = _one(execute, name, _LAST_SQL, (chain.key0 + base_seq + 1, chain.key0 + (1 << SEQ_BITS) - 1))
     if last is None:
         chain.head, chain.end_bytes = Head(base_seq, base_hash), base_bytes
         return chain
     key, chain.end_bytes, last_hash, at_ms, payload = last
+    if tuple(map(type, last)) != (int, int, bytes, int, bytes):
+        raise damaged(name, key - chain.key0, "is unreadable")
     chain.head = Head(key - chain.key0, last_hash)
     if check_head:
         previous, _ = chain.point(execute, chain.head.seq - 1)
         if record_hash(name, previous, chain.head.seq, at_ms, payload) != last_hash:
             raise damaged(name, chain.head.seq, "does not match its hash")
     return chain
+
+
+def _one(execute: Execute, name: str, sql: str, bindings: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The one row of a look-up; `corrupt-store` if damage made text of its bytes."""
+    try:
+        return execute(sql, bindings).fetchone()
+    except UnicodeDecodeError:
+        raise damaged(name, 0, "(a row of the chain) is unreadable") from None
+
+
+def _sound(row: tuple[Any, ...]) -> bool:
+    """Whether a chain's row can be what was written: a damaged page may hold anything."""
+    chain_id, created, *limits, base_seq, base_hash, base_bytes = row
+    return (
+        tuple(map(type, (chain_id, created, base_seq, base_hash, base_bytes))) == (int, int, int, bytes, int)
+        and all(limit is None or (type(limit) is int and 0 <= limit < 1 << 62) for limit in limits)
+        and 1 <= chain_id <= MAX_CHAINS
+        and 0 <= base_seq < 1 << SEQ_BITS
+        and len(base_hash) == 32
+    )
 
 
 def damaged(name: str, seq: int, what: str) -> NetError:

@@ -63,7 +63,8 @@ def translate(error: apsw.Error, path: Path) -> NetError:
     """The NetError of a failed SQLite call: `corrupt-store`, `disk-full`, `timeout`, else `io-error`."""
     details: dict[str, Any] = {"path": str(path), "sqlite": str(error)}
     short_read = getattr(error, "extendedresult", 0) in (apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS)
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError | apsw.FormatError) or short_read:
+    # Our statements are fixed, so one that SQLite cannot compile (SQLError) means a damaged schema.
+    if short_read or isinstance(error, apsw.CorruptError | apsw.NotADBError | apsw.FormatError | apsw.SQLError):
         return corrupt(path, f"the store {path} is damaged: {error}", details)
     if isinstance(error, apsw.FullError):
         return NetError(

@@ -7,15 +7,15 @@ long the chain has grown. Long scans go in steps of their own, so no read holds 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import apsw
 
 from substrate.redex.chainstate import Chain, damaged, load_chain
-from substrate.redex.database import translate
+from substrate.redex.database import corrupt, translate
 from substrate.redex.types import ChainInfo, chain_not_found
 from substrate.wire.errors import NetError
 from substrate.wire.records import Head, Record, record_hash
@@ -51,6 +51,8 @@ class Reader:
                 yield
             except apsw.Error as error:
                 raise translate(error, self._path) from error
+            except UnicodeDecodeError as error:  # a damaged page turned bytes into text
+                raise corrupt(self._path, f"the store {self._path} is damaged: {error}", {}) from error
             finally:
                 self._end()
 
@@ -109,7 +111,7 @@ class Reader:
         previous, rows, chain = self.rows(name, from_seq, limit, max_bytes)
         if not rows:
             return [], chain
-        seqs, stamps, hashes, payloads, seals = zip(*rows, strict=True)
+        seqs, stamps, hashes, payloads, seals = _columns(name, rows)
         return list(map(Record, seqs, stamps, (previous, *hashes[:-1]), hashes, payloads, seals)), chain
 
     def scan(self, name: str, from_seq: int, to_seq: int | None) -> Iterator[list[ScanRow]]:
@@ -140,6 +142,8 @@ class Reader:
                     error.details.setdefault("chain", name)
                     error.details.setdefault("seq", self._first_unreadable(name, seq))
                 raise
+            if rows:
+                _columns(name, rows)
             if head is not None and rows and rows[0][0] == head.seq + 1 and before != head.hash:
                 raise damaged(name, head.seq + 1, "does not follow the one before")
             for row_seq, at_ms, row_hash, payload, _ in rows:
@@ -161,6 +165,21 @@ class Reader:
             if not rows:
                 break
         return from_seq
+
+
+_SHAPE: Final = (int, int, bytes, bytes, bytes)
+
+
+def _columns(name: str, rows: list[ScanRow]) -> Sequence[tuple[Any, ...]]:
+    """The columns of `rows`; `corrupt-store` if a damaged page gave a row another seq or another type of value."""
+    columns = list(zip(*rows, strict=True))
+    first = rows[0][0]
+    types = [set(map(type, column)) for column in columns]
+    if types != [{kind} for kind in _SHAPE] or columns[0] != tuple(range(first, first + len(rows))):
+        for seq, row in enumerate(rows, first):
+            if row[0] != seq or tuple(map(type, row)) != _SHAPE:
+                raise damaged(name, seq, "is unreadable")
+    return columns
 
 
 def _info(chain: Chain) -> ChainInfo:

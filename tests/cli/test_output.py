@@ -65,8 +65,8 @@ def test_columns_keep_short_values_whole() -> None:
 
 
 def test_fields_and_sizes() -> None:
-    lines = list(fields({"id": "1", "missing": None, "on": True, "inner": {"x": [1, 2]}, "rows": [{"a": 1}]}))
-    assert lines == ["id:      1", "missing: -", "on:      yes", "inner:", "  x: 1, 2", "rows:", "  - a=1"]
+    lines = list(fields({"id": "1", "missing": None, "on": True, "inner": {"x": [1, 2]}, "rows": [{"a": 1, "b": 2}]}))
+    assert lines == ["id:      1", "missing: -", "on:      yes", "inner:", "  x: 1, 2", "rows:", "  - a: 1", "    b: 2"]
     assert [size(n) for n in (None, 0, 1023, 1024, 5 * 1024**3)] == ["-", "0 B", "1023 B", "1.0 KiB", "5.0 GiB"]
 
 

@@ -59,9 +59,7 @@ class Session:
                 entry_id = number.to_bytes(16, "big")
                 self.uncertain = (chain, payloads)
 
-                def append(
-                    chain: str = chain, payloads: list[bytes] = payloads, entry_id: bytes = entry_id
-                ) -> object:
+                def append(chain: str = chain, payloads: list[bytes] = payloads, entry_id: bytes = entry_id) -> object:
                     return store.append(chain, payloads, create=True, entry_id=entry_id, at_ms=1000)
 
                 if self._patiently(append, after_refusal) is None:

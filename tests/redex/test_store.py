@@ -247,7 +247,11 @@ def test_reading_ranges(store: Store) -> None:
     assert store.read_one("a", 101) is None
     assert store.read_one("a", 0) is None
     scanned = [Row(*row) for row in store.scan("a", 98)]
-    assert [(row.seq, row.payload, row.seal) for row in scanned] == [(98, b"98", b""), (99, b"99", b""), (100, b"100", b"")]
+    assert [(row.seq, row.payload, row.seal) for row in scanned] == [
+        (98, b"98", b""),
+        (99, b"99", b""),
+        (100, b"100", b""),
+    ]
     assert [row[0] for row in store.scan("a", 1, 3)] == [1, 2, 3]
     assert list(store.scan("a", 3, 2)) == []
 
@@ -303,7 +307,11 @@ def test_reading_beside_the_owner(path: Path) -> None:
             owner.append("a", [b"2"])
             assert [r.payload for r in other.read("a", 1)] == [b"1", b"2"]
             assert other.verify("a") == owner.head("a")
-            for use in (lambda: other.append("a", [b"x"]), lambda: other.create_chain("b"), lambda: other.sweep("a", 0)):
+            for use in (
+                lambda: other.append("a", [b"x"]),
+                lambda: other.create_chain("b"),
+                lambda: other.sweep("a", 0),
+            ):
                 with pytest.raises(NetError) as caught:
                     use()
                 assert kind_of(caught) == "read-only"
