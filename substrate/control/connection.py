@@ -206,7 +206,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()  # a clean end between requests
             return False
         headers = list(head.headers)
-        self._check_size(head.target, headers)
+        self._check_head(head, headers)
         body = await self._read_body(headers)
         self._enter(Phase.ANSWER)
         self._unread = 0
@@ -270,9 +270,12 @@ class Connection(asyncio.Protocol):
             event = await self._next_event()
         return b"".join(pieces)
 
-    def _check_size(self, target: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        """h11 bounds an unfinished header only; one that came whole is measured here."""
-        size = len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
+    def _check_head(self, head: h11.Request, headers: list[tuple[bytes, bytes]]) -> None:
+        """h11 takes any version, and bounds only an unfinished header; one that came whole is measured here."""
+        if not head.http_version.startswith(b"1."):
+            version = head.http_version.decode("ascii", "replace")
+            raise _Refused(error_answer(NetError("invalid-argument", f"HTTP/{version} is not spoken here"), 505))
+        size = len(head.target) + sum(len(name) + len(value) + 4 for name, value in headers)
         if size > self._limits.header_bytes:
             raise _Refused(too_large("header", self._limits.header_bytes, 431))
 

@@ -6,6 +6,7 @@ libsodium (through PyNaCl) refuses non-canonical S, small-order points and non-c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 from nacl import bindings as sodium
@@ -21,6 +22,7 @@ class OperatorSignature(msgspec.Struct, frozen=True, array_like=True):
     signature: bytes
 
 
+@lru_cache(maxsize=4096)  # a gateway judges a commit, perhaps again after a lost race, and folds it: one verification
 def verify_strict(public_key: bytes, payload: bytes, signature: bytes) -> bool:
     """Whether `signature` is the key's over `payload`; never raises for bad input."""
     if len(public_key) != 32 or len(signature) != 64:

@@ -122,7 +122,7 @@ async def connect_unix(path: str) -> socket.socket:
     try:
         sock.setblocking(False)
         # Not loop.sock_connect: for a full backlog a Unix socket says EAGAIN, which that takes for "in progress".
-        while (code := sock.connect_ex(path)) == errno.EAGAIN:  # noqa: ASYNC110 - no event tells when the backlog shrinks
+        while (code := sock.connect_ex(path)) == errno.EAGAIN:
             await asyncio.sleep(_RETRY_S)
         if code:
             raise NetError(

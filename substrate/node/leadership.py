@@ -30,6 +30,8 @@ log = logging.getLogger("net.node")
 KEY: Final = "leader"
 TTL_MS: Final = 6000
 EVERY_S: Final = 1.0
+REST_S: Final = 0.01
+"""Between two passes: many changes at once are looked at once."""
 TICK_S: Final = 0.5
 FOLD_WAIT_S: Final = 10.0
 _TRANSIENT: Final = frozenset(("engine-unavailable", "unknown-outcome", "timeout", "overloaded", "wait-timeout"))
@@ -143,6 +145,7 @@ class Leadership:
                     self._step_down("its decisions lost the race")
                 elif error.kind not in _TRANSIENT:
                     raise
+            await asyncio.sleep(REST_S)
 
     async def _append(self, term: int, events: list[Variant]) -> None:
         head = self._control.head

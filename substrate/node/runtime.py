@@ -43,6 +43,7 @@ from substrate.wire.times import now_ms
 log = logging.getLogger("net.node")
 
 SKEW_EVERY_S: Final = 5.0
+ANNOUNCE_FOLD_S: Final = 0.2
 KEEP_RUNNING: Final = frozenset(("ledger-tampered", "ledger-behind"))
 """Failures after which a node stops folding and leading but stays up to say so."""
 
@@ -60,7 +61,7 @@ class Runtime:
         self.engine_skew_ms = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.guardian: GuardianClient | None = None
-        self._closers: list[Any] = []
+        self._announcing: asyncio.TimerHandle | None = None
 
     # life
 
@@ -317,7 +318,15 @@ class Runtime:
             if entry is not None and entry.removed:
                 self.request_stop("this node was removed from the cluster")
             self.supervisor.configure(supervisor_settings(self.ledger.state.policy))
-            self._wake()
+            self.leadership.wake()
+            self.work.wake()
+            if self._announcing is None:
+                self._announcing = self._loop.call_later(ANNOUNCE_FOLD_S, self._announce_fold)
+
+    def _announce_fold(self) -> None:
+        """Tell the others how far the ledger is folded here: soon, but not for every record of a busy ledger."""
+        self._announcing = None
+        self.lease.poke()
 
     def _control_changed(self) -> None:
         if self.state == "ready":

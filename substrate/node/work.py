@@ -18,6 +18,8 @@ from substrate.wire.errors import NetError
 
 log = logging.getLogger("net.node")
 
+REST_S: Final = 0.01
+"""Between two passes: many changes at once are looked at once."""
 TICK_S: Final = 1.0
 RESTART_LIMIT_S: Final = 30.0
 """How long restart-all waits for one instance to run again before it goes on to the next."""
@@ -67,6 +69,7 @@ class Work:
                 pass  # a look now and then costs little and mends what a missed wake would leave
             self._wake.clear()
             self._pass()
+            await asyncio.sleep(REST_S)
 
     def _pass(self) -> None:
         self._forget_idle()

@@ -1,14 +1,15 @@
 """A node's verified copy of the ledger: folded in memory, kept in the node's own store, indexed for audit.
 
 The engine orders and makes durable; this is what the node believes, checked record by record. It lives in the event loop: `advance`
-folds at once, waits for its disk, and only then wakes those who wait for a seq.
+folds, wakes those who wait for a seq, and lets the node's own disk follow: what a crash takes from there is read from the engine again.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -28,8 +29,13 @@ from substrate.wire.records import (
     Head,
     Record,
 )
+from substrate.wire.times import now_ms
 
 REPLAY_BATCH: Final = 1000
+MAX_STORING: Final = 64
+"""Batches that may be on their way to this node's disk."""
+KEEP_RECENT: Final = 1024
+"""Decoded entries held in memory for the questions that follow a commit."""
 CHECKPOINT_EVERY: Final = 256
 """Records between two checkpoints; one is also written when the ledger rests and when the node stops."""
 
@@ -59,6 +65,9 @@ class LedgerCopy:
         self.index = LedgerIndex(directory / "audit.db")
         self._changed = asyncio.Condition()
         self._snapshot_seq = self._checkpoint_seq = 0
+        self._recent: dict[int, Entry] = {}
+        self._stored = EMPTY
+        self._storing: deque[tuple[Head, Future[Appended]]] = deque()
         self.failure: NetError | None = None
         self._replay()
 
@@ -85,6 +94,7 @@ class LedgerCopy:
             entries = [fold_record(self.state, record) for record in records]
             self.index.add([entry for entry in entries if entry.record.seq > indexed])
         self._snapshot_seq = self._checkpoint_seq = self.state.head.seq
+        self._stored = self.state.head
 
     @property
     def head(self) -> Head:
@@ -101,8 +111,8 @@ class LedgerCopy:
         fresh: list[Record] = []
         for record in records:
             if record.seq <= self.state.head.seq:
-                own = self._store.read_one(ADMIN_CHAIN, record.seq)
-                if own is not None and own.hash != record.hash:
+                own = self.entry(record.seq)
+                if own is not None and own.record.hash != record.hash:
                     self._fail(tampered(record.seq, "the engine has another record than this node's copy"))
                 continue
             fresh.append(record)
@@ -114,11 +124,15 @@ class LedgerCopy:
             entries.extend(fold_record(self.state, record) for record in fresh)
         except NetError as error:
             self._fail(error)
-        await asyncio.wrap_future(submit_all(self._store, ADMIN_CHAIN, fresh, before))
+        for entry in entries:
+            self._recent[entry.record.seq] = entry
+        self._storing.append((self.state.head, submit_all(self._store, ADMIN_CHAIN, fresh, before)))
         self.index.add(entries)
-        self._keep_up()
         async with self._changed:
             self._changed.notify_all()
+        if len(self._storing) >= MAX_STORING:
+            await asyncio.wrap_future(self._storing[0][1])
+        self._keep_up()
         return entries
 
     def _fail(self, error: NetError) -> NoReturn:
@@ -126,22 +140,34 @@ class LedgerCopy:
         raise error
 
     def _keep_up(self) -> None:
+        self._note_stored()
         head = self.state.head.seq
         if head - self._snapshot_seq >= SNAPSHOT_EVERY:
             self.index.save(ADMIN_CHAIN, self.state)
             self._snapshot_seq = head
-        if head - self._checkpoint_seq >= CHECKPOINT_EVERY:
+        if self._stored.seq - self._checkpoint_seq >= CHECKPOINT_EVERY:
             self.checkpoint()
 
+    def _note_stored(self) -> None:
+        """Advance the stored head over the writes that are done; a failed one ends the node through the store's `on_fatal`."""
+        while self._storing and self._storing[0][1].done():
+            head, written = self._storing.popleft()
+            written.result()
+            self._stored = head
+        while len(self._recent) > KEEP_RECENT and next(iter(self._recent)) <= self._stored.seq:
+            del self._recent[next(iter(self._recent))]
+
     def checkpoint(self) -> None:
-        """Write a signed checkpoint of the head unless the last one is of this head."""
-        head = self.state.head
-        if head.seq > self._checkpoint_seq:
-            write_checkpoint(self._directory, self._keypair, self.state.cluster_id, head, self.state.at_ms)
-            self._checkpoint_seq = head.seq
+        """Write a signed checkpoint of the last record on this node's disk, unless there is one already."""
+        self._note_stored()
+        if self._stored.seq > self._checkpoint_seq:
+            write_checkpoint(self._directory, self._keypair, self.state.cluster_id, self._stored, now_ms())
+            self._checkpoint_seq = self._stored.seq
 
     async def wait_for(self, seq: int, timeout_s: float) -> None:
         """Return once `seq` is folded; raises `wait-timeout`, or the failure that stopped the fold."""
+        if self.state.head.seq >= seq:
+            return
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self.state.head.seq >= seq or self.failure is not None)
@@ -159,6 +185,9 @@ class LedgerCopy:
         """The verified entry with that seq, or None."""
         if not 1 <= seq <= self.state.head.seq:
             return None
+        recent = self._recent.get(seq)
+        if recent is not None:
+            return recent
         record = self._store.read_one(ADMIN_CHAIN, seq)
         return None if record is None else decode_entry(record)
 
@@ -174,6 +203,8 @@ class LedgerCopy:
 
     def close(self) -> None:
         """Write a last checkpoint and snapshot. The store belongs to the caller."""
+        for _, written in self._storing:
+            wait([written])
         if self.failure is None and self.state.head.seq:
             self.checkpoint()
             self.index.save(ADMIN_CHAIN, self.state)

@@ -24,13 +24,15 @@ from substrate.operator.ledger import ADMIN_CHAIN, RULES_VERSION, LedgerBody, Re
 from substrate.wire.envelope import Envelope, commit_id_of, seal_payload
 from substrate.wire.errors import NetError
 from substrate.wire.events import ADMIN_KINDS, Event
-from substrate.wire.records import MAX_ENTRY_BYTES, RECORD_OVERHEAD_BYTES, Record, next_record
+from substrate.wire.records import MAX_ENTRY_BYTES, MAX_PAYLOAD_BYTES, RECORD_OVERHEAD_BYTES, Record, next_record
 
 LEASE_COUNT: Final = 1024
 """Nonces of one lease: a nonce is the lease's 8 random bytes and a counter."""
 LEASE_TTL_MS: Final = 2 * 3_600_000
 """Longer than the longest commit window."""
 MAX_WAITING: Final = 512
+SIGNATURES_ROOM_BYTES: Final = 8 * 1024
+"""What 64 signatures and the rest of a record's body take beside the signed bytes."""
 MAX_BATCH: Final = 64
 APPEND_TIMEOUT_S: Final = 10.0
 MAX_RACES: Final = 50
@@ -83,8 +85,7 @@ class Gateway:
             event,
             reason,
         )
-        body = LedgerBody(RULES_VERSION, self._keypair.node_id, envelope.payload(), (), (), None)
-        if len(body.payload) + 8192 > MAX_ENTRY_BYTES // 2:
+        if len(envelope.payload()) > MAX_PAYLOAD_BYTES - SIGNATURES_ROOM_BYTES:
             raise NetError("too-large", "the event is too large for a ledger record", "make it smaller")
         return envelope
 
@@ -117,22 +118,30 @@ class Gateway:
 
     async def run(self) -> None:
         """Append waiting commits until cancelled."""
+        races = 0
         try:
             while True:
                 await self._wake.wait()
                 batch = self._take_batch()
+                try:
+                    lost = await self._append(batch)
+                except NetError as error:
+                    lost = []
+                    for item in batch:
+                        _refuse(item, _with_commit(error, item.payload))
+                races = races + 1 if lost else 0
+                if races > MAX_RACES:
+                    late = NetError("conflict", "other nodes' commits kept coming first", "try again")
+                    for item in lost:
+                        _refuse(item, _with_commit(late, item.payload))
+                    lost, races = [], 0
+                # Losers go first, together with what has come in meanwhile: the more contention, the larger the batches.
+                self._waiting[:0] = lost
                 if not self._waiting:
                     self._wake.clear()
-                try:
-                    await self._append(batch)
-                except NetError as error:
-                    for item in batch:
-                        if not item.done.done():
-                            item.done.set_exception(_with_commit(error, item.payload))
         finally:
             for item in self._waiting:
-                if not item.done.done():
-                    item.done.set_exception(NetError("node-unreachable", "the node is stopping", "use another node"))
+                _refuse(item, NetError("node-unreachable", "the node is stopping", "use another node"))
 
     def _take_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -150,44 +159,40 @@ class Gateway:
                 break
         return batch
 
-    async def _append(self, batch: list[_Waiting]) -> None:
-        for _ in range(MAX_RACES):
-            head = self._ledger.head
-            at_ms = max(self._now_ms(), self._ledger.state.at_ms)
-            records: list[Record] = []
-            kept: list[_Waiting] = []
-            for item in batch:
-                if item.done.done():
-                    continue
-                refusal = self._judge(item, at_ms)
-                if refusal is not None and not self._is_recordable(item):
-                    self.unrecorded_refusals += 1
-                    item.done.set_exception(self._explain(refusal, item))
-                    continue
-                claim = None if refusal is None else Refusal(refusal.kind, refusal.message)
-                body = LedgerBody(
-                    RULES_VERSION, self._keypair.node_id, item.payload, item.signatures, (), claim
-                ).to_bytes()
-                record = next_record(ADMIN_CHAIN, records[-1].head if records else head, at_ms, body)
-                record = msgspec.structs.replace(record, seal=self._keypair.sign(seal_payload(record.hash)))
-                records.append(record)
-                kept.append(item)
-            batch = kept
-            if not records:
-                return
-            try:
-                appended = await self._engine.append_records(ADMIN_CHAIN, records, expect=head, create=True)
-            except NetError as error:
-                if error.kind != "conflict":
-                    raise
-                # Somebody else's record came first: fold it, then judge on the new head.
-                await self._ledger.wait_for(int(error.details["head"]["seq"]), APPEND_TIMEOUT_S)
+    async def _append(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """Judge a batch on the folded head and append it; returns the items to be judged anew after a lost race."""
+        head = self._ledger.head
+        at_ms = max(self._now_ms(), self._ledger.state.at_ms)
+        records: list[Record] = []
+        kept: list[_Waiting] = []
+        for item in batch:
+            if item.done.done():
+                continue  # its client has left
+            refusal = self._judge(item, at_ms)
+            if refusal is not None and not self._is_recordable(item):
+                self.unrecorded_refusals += 1
+                _refuse(item, self._explain(refusal, item))
                 continue
-            await self._ledger.wait_for(appended.head.seq, APPEND_TIMEOUT_S)
-            for item, record in zip(batch, records, strict=True):
-                self._answer(item, record.seq)
-            return
-        raise NetError("conflict", "other nodes' commits kept coming first", "try again")
+            claim = None if refusal is None else Refusal(refusal.kind, refusal.message)
+            body = LedgerBody(RULES_VERSION, self._keypair.node_id, item.payload, item.signatures, (), claim).to_bytes()
+            record = next_record(ADMIN_CHAIN, records[-1].head if records else head, at_ms, body)
+            record = msgspec.structs.replace(record, seal=self._keypair.sign(seal_payload(record.hash)))
+            records.append(record)
+            kept.append(item)
+        if not records:
+            return []
+        try:
+            appended = await self._engine.append_records(ADMIN_CHAIN, records, expect=head, create=True)
+        except NetError as error:
+            if error.kind != "conflict":
+                raise
+            # Somebody else's record came first: fold it, then judge on the new head.
+            await self._ledger.wait_for(int(error.details["head"]["seq"]), APPEND_TIMEOUT_S)
+            return kept
+        await self._ledger.wait_for(appended.head.seq, APPEND_TIMEOUT_S)
+        for item, record in zip(kept, records, strict=True):
+            self._answer(item, record.seq)
+        return []
 
     def _judge(self, item: _Waiting, at_ms: int) -> NetError | None:
         try:
@@ -268,6 +273,11 @@ class Gateway:
             now = self._now_ms()
             self._known_leases = {key: until for key, until in self._known_leases.items() if until >= now}
         self._known_leases[lease] = self._now_ms() + LEASE_TTL_MS
+
+
+def _refuse(item: _Waiting, error: NetError) -> None:
+    if not item.done.done():
+        item.done.set_exception(error)
 
 
 def _with_commit(error: NetError, payload: bytes) -> NetError:

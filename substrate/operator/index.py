@@ -83,24 +83,16 @@ class LedgerIndex:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Index verified entries."""
+        rows, signers = [], []
+        for entry in entries:
+            event, seq = entry.event, entry.record.seq
+            node = getattr(event, "node", None)
+            force, target = event.kind in ICE_KINDS, None if node is None else _id(node)
+            rows.append((seq, entry.body.commit_id(), entry.record.at_ms, event.kind, force, entry.accepted, target))
+            signers += [(_id(signature.operator_id), seq) for signature in entry.body.signatures]
         with self._db:
-            for entry in entries:
-                event = entry.event
-                node = getattr(event, "node", None)
-                row = (
-                    entry.record.seq,
-                    entry.body.commit_id(),
-                    entry.record.at_ms,
-                    event.kind,
-                    event.kind in ICE_KINDS,
-                    entry.accepted,
-                    None if node is None else _id(node),
-                )
-                self._db.execute("INSERT OR REPLACE INTO entries VALUES (?,?,?,?,?,?,?)", row)
-                for signature in entry.body.signatures:
-                    self._db.execute(
-                        "INSERT OR REPLACE INTO signers VALUES (?,?)", (_id(signature.operator_id), entry.record.seq)
-                    )
+            self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?,?,?,?,?,?,?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO signers VALUES (?,?)", signers)
 
     def seq_of(self, commit_id: bytes) -> int | None:
         """The seq of a commit: of its acceptance if there is one, else of its latest rejection."""

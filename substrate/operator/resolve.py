@@ -63,7 +63,8 @@ def target_document(state: LedgerState, event: Any) -> dict[str, Any]:
         target |= {"node_id": str(event.node), "node_name": node.name if node else None}
     if isinstance(event, events.DaemonEvent):
         daemon = state.daemons.get(event.daemon)
-        target |= {"daemon_id": str(event.daemon), "daemon_name": daemon.spec.name if daemon else None}
+        name = daemon.spec.name if daemon else state.former_names.get(event.daemon)
+        target |= {"daemon_id": str(event.daemon), "daemon_name": name}
     elif isinstance(event, events.DaemonApply):
         name = event.spec.name
         target |= {"daemon_id": str(state.daemon_id(name)), "daemon_name": name}

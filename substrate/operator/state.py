@@ -109,6 +109,8 @@ class LedgerState(msgspec.Struct):
     restart_all: dict[int, int] = {}
     daemons: dict[int, Daemon] = {}
     chains: dict[int, DataChain] = {}
+    former_names: dict[int, str] = {}
+    """Names of daemons and chains that were removed, so that the audit can still name them."""
     nonces: dict[bytes, UsedNonce] = {}
     expiring: list[tuple[int, bytes]] = []
 
@@ -241,7 +243,7 @@ def _daemon_apply(state: LedgerState, event: events.DaemonApply, at: _Context) -
 
 
 def _daemon_remove(state: LedgerState, event: events.DaemonRemove, at: _Context) -> None:
-    del state.daemons[event.daemon]
+    state.former_names[event.daemon] = state.daemons.pop(event.daemon).spec.name
 
 
 def _daemon_restart(state: LedgerState, event: events.DaemonRestart, at: _Context) -> None:

@@ -109,7 +109,7 @@ def load_chain(execute: Execute, name: str, *, check_head: bool = False) -> Chai
         chain.head, chain.end_bytes = Head(base_seq, base_hash), base_bytes
         return chain
     key, chain.end_bytes, last_hash, at_ms, payload = last
-    if tuple(map(type, last)) != (int, int, bytes, int, bytes):
+    if tuple(map(type, last)) != (int, int, bytes, int, bytes) or at_ms < 0:
         raise damaged(name, key - chain.key0, "is unreadable")
     chain.head = Head(key - chain.key0, last_hash)
     if check_head:

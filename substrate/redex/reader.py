@@ -175,9 +175,10 @@ def _columns(name: str, rows: list[ScanRow]) -> Sequence[tuple[Any, ...]]:
     columns = list(zip(*rows, strict=True))
     first = rows[0][0]
     types = [set(map(type, column)) for column in columns]
-    if types != [{kind} for kind in _SHAPE] or columns[0] != tuple(range(first, first + len(rows))):
+    dense = columns[0] == tuple(range(first, first + len(rows)))
+    if types != [{kind} for kind in _SHAPE] or not dense or min(columns[1]) < 0:
         for seq, row in enumerate(rows, first):
-            if row[0] != seq or tuple(map(type, row)) != _SHAPE:
+            if row[0] != seq or tuple(map(type, row)) != _SHAPE or row[1] < 0:
                 raise damaged(name, seq, "is unreadable")
     return columns
 

@@ -49,6 +49,7 @@ class SmallNode:
         self.log_rows: list[dict[str, Any]] = []
         self.reject: NetError | None = None
         self.lose_answers = 0
+        self.pid: int | None = None
         self.feed: Subscription[dict[str, Any]] | None = None
         self.fed = threading.Event()
         self.loop = asyncio.new_event_loop()
@@ -107,6 +108,7 @@ class SmallNode:
             "node_id": "11",
             "node_name": self.path.name.removesuffix(".sock"),
             "state": "alive",
+            "pid": self.pid,
         }
 
     async def health(self, request: Request) -> Any:

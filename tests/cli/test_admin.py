@@ -265,6 +265,14 @@ def test_stopping(net: Net, node: SmallNode, home: Path) -> None:
     assert net("node", "stop", "--name", "a").error["kind"] == "not-connected"
 
 
+def test_stopping_waits_for_the_process(net: Net, node: SmallNode) -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        node.pid = process.pid
+        error = net("node", "stop", "--name", "a", "--timeout", "300ms").error
+        assert (error["kind"], error["exit_code"]) == ("wait-timeout", 7), "its socket is gone, but it still lives"
+        process.kill()
+
+
 def test_a_join_token_is_shown_once_or_written(net: Net, node: SmallNode, alice: str, home: Path) -> None:
     from substrate.identity.keys import Keypair
 

@@ -61,7 +61,7 @@ class SampleApi:
         self.follow_limit = follow_limit
         self.seen: list[Request] = []
         self.release = asyncio.Event()
-        self.answered = 0
+        self.waiting = self.answered = 0
         self.closed_streams = 0
 
     async def version(self, request: Request) -> Any:
@@ -82,6 +82,7 @@ class SampleApi:
 
     async def node(self, request: Request) -> Any:
         if request.params["ref"] == "slow":  # answers when the test lets it
+            self.waiting += 1
             await self.release.wait()
         if request.params["ref"] == "broken":
             raise ValueError("secret detail")

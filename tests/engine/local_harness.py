@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from substrate.engine.local import LocalEngine, stop_broker
+from substrate.engine.local import LocalEngine
 from substrate.engine.local import protocol as p
 from substrate.engine.local.directory import EngineDirectory, start_time
 from substrate.redex import Retention, Store
@@ -135,6 +136,19 @@ class LocalHarness:
 
         return wait_until(running, 10, "a broker to run")
 
+    def brokers(self) -> list[int]:
+        """The processes that run a broker of this directory, also one that just begins."""
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and start_time(int(entry)) is not None:
+                try:
+                    command = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue  # ended while we looked
+                if b"substrate.engine.local.broker" in command and os.fsencode(self.directory.path) in command:
+                    found.append(int(entry))
+        return found
+
     def client(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.engine.clients", str(self.directory.path), *arguments],
@@ -153,9 +167,9 @@ class LocalHarness:
             for stream in (client.stdin, client.stdout):
                 if stream is not None:
                     stream.close()
-        identity = self.directory.read_identity()
-        if identity is not None and start_time(identity.pid) == identity.start_time:
-            stop_broker(self.directory.path)
+        for pid in self.brokers():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.brokers(), 10, "the brokers to be gone")
         reap_children()
         shutil.rmtree(self.root)
 

@@ -91,20 +91,6 @@ async def start(harness: LocalHarness) -> None:
     await (await harness.connect()).close()
 
 
-def brokers(harness: LocalHarness) -> list[int]:
-    """Processes that run the broker of this directory."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and start_time(int(entry)) is not None:
-            try:
-                command = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"substrate.engine.local.broker" in command and os.fsencode(harness.directory.path) in command:
-                found.append(int(entry))
-    return found
-
-
 # election and life ------------------------------------------------------------------------------------------------
 
 
@@ -112,7 +98,7 @@ def test_clients_that_race_to_start_a_broker_end_up_with_one(harness: LocalHarne
     clients = [harness.client("connect") for _ in range(6)]
     pids = {int(client.stdout.readline()) for client in clients if client.stdout is not None}
     assert len(pids) == 1
-    wait_until(lambda: brokers(harness) == list(pids), 10, "the losers of the election to be gone")
+    wait_until(lambda: harness.brokers() == list(pids), 10, "the losers of the election to be gone")
 
 
 def test_a_second_broker_leaves_quietly_and_changes_nothing(running: LocalHarness) -> None:
@@ -128,6 +114,20 @@ def test_a_second_broker_leaves_quietly_and_changes_nothing(running: LocalHarnes
     assert running.directory.read_identity() == before
     with RawClient(running.directory) as client:
         assert client.greet().pid == running.server_pid()
+
+
+def test_a_broker_does_not_bring_a_removed_directory_back(harness: LocalHarness) -> None:
+    late = subprocess.run(
+        [sys.executable, "-m", "substrate.engine.local.broker", "--dir", str(harness.directory.path)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert late.returncode == 1
+    assert "ending: io-error" in late.stderr and "Traceback" not in late.stderr
+    assert not harness.directory.path.exists()
 
 
 def test_files_are_private(running: LocalHarness) -> None:
@@ -169,7 +169,7 @@ def test_sigterm_answers_what_is_in_progress(harness: LocalHarness) -> None:
 
 def test_stop_broker_waits_for_the_end(running: LocalHarness) -> None:
     assert stop_broker(running.directory.path) is True
-    assert brokers(running) == []
+    assert running.brokers() == []
     assert stop_broker(running.directory.path) is False
 
 

@@ -197,19 +197,20 @@ def test_a_checkpoint_without_space_does_not_stop_appends(tmp_path: Path) -> Non
         store.create_chain("a")
         vfs.full_for = lambda name: not name.endswith("-wal")
         vfs.full = True
-        for _ in range(30):
-            store.append("a", big)
-            if store.checkpoint_trouble is not None:
-                break
-        assert store.checkpoint_trouble is not None
-        assert store.checkpoint_trouble.kind == "disk-full"
+
+        def append_until(troubled: bool) -> NetError | None:
+            for _ in range(30):
+                store.append("a", big)
+                if (store.checkpoint_trouble is not None) == troubled:
+                    return store.checkpoint_trouble
+            raise AssertionError(f"still {store.checkpoint_trouble}")
+
+        trouble = append_until(True)
+        assert trouble is not None
+        assert trouble.kind == "disk-full"
         store.append("a", big)
         vfs.release()
-        for _ in range(30):
-            store.append("a", big)
-            if store.checkpoint_trouble is None:
-                break
-        assert store.checkpoint_trouble is None
+        append_until(False)
         assert store.verify("a") == store.head("a")
 
 

@@ -285,7 +285,7 @@ def test_files_are_private_and_nothing_else_is_left(path: Path) -> None:
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     finally:
         os.umask(old)
-    assert modes == {name: 0o600 for name in ("store.db", "store.db-wal", "store.db-shm", "store.db.lock")}
+    assert modes == dict.fromkeys(("store.db", "store.db-wal", "store.db-shm", "store.db.lock"), 0o600)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert sorted(file.name for file in path.parent.iterdir()) == ["store.db", "store.db.lock"]
 
@@ -378,7 +378,7 @@ def test_the_log_is_moved_into_the_file_and_used_again(path: Path) -> None:
 def test_durability_policies_are_told_apart() -> None:
     from substrate.redex import Interval
 
-    assert Durability.EVERY == Durability()
+    assert Durability() == Durability.EVERY
     assert Interval(ms=1) != Durability.EVERY
     with pytest.raises(NetError):
         Interval(ms=0)

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dir", required=True, type=Path, help="the engine directory")
     directory = EngineDirectory(parser.parse_args(arguments).dir.absolute())
     try:
-        directory.create()
+        directory.check()
         lock = os.open(directory.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         return asyncio.run(run(directory))  # the lock goes with the process
     except NetError as error:
         say(f"ending: {error.kind}: {error.message}")
+        return 1
+    except OSError as error:
+        say(f"ending: io-error: {error}")
         return 1
 
 

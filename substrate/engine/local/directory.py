@@ -46,9 +46,19 @@ class EngineDirectory:
         self.log = path / "broker.log"
 
     def create(self) -> None:
-        """Make the directory, 0700; raises `permissive-mode` if others may enter an existing one, or `io-error`."""
+        """Make the directory, 0700, if it is not there; then `check` it. Raises as that, or `io-error`."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise NetError("io-error", f"the engine directory {self.path}: {error.strerror}") from error
+        self.check()
+
+    def check(self) -> None:
+        """Raise `permissive-mode` if others may enter the directory, `io-error` if it cannot be looked at.
+
+        All that a broker does: one that starts late must not bring a removed cluster back.
+        """
+        try:
             mode = self.path.stat().st_mode & 0o777
         except OSError as error:
             raise NetError("io-error", f"the engine directory {self.path}: {error.strerror}") from error
