@@ -52,13 +52,21 @@ class UnixListener:
 
     The lock file beside the socket is taken before the path is touched, so a path found in the way is left over and may be
     removed; the lock file itself stays for ever (removing it would let two processes lock different files).
-    Raises `conflict` when another process listens there, `invalid-config` for a path that is too long or no socket.
+    Raises `conflict` when another process listens there, `invalid-config` for a path that is too long or no socket,
+    `permissive-mode` and `io-error` for a directory that cannot be used.
     """
 
     def __init__(self, path: str) -> None:
         self.path = check_socket_path(path)
         directory = os.path.dirname(path)
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise NetError(
+                "io-error",
+                f"the socket directory {directory} cannot be made: {error.strerror}",
+                "choose another NET_RUNTIME_DIR",
+            ) from error
         if os.stat(directory).st_mode & 0o077:
             raise NetError(
                 "permissive-mode",

@@ -45,8 +45,6 @@ class ReadApi:
         node = self.runtime
         state = node.ledger.state
         leader = state.nodes.get(node.control.state.leader)
-        rows = node.view.node_rows()
-        daemons = node.view.daemon_rows()
         return {
             "cluster": state.cluster,
             "cluster_id": state.cluster_id.hex(),
@@ -63,12 +61,9 @@ class ReadApi:
             "admin_hash": node.ledger.head.hash.hex(),
             "control_seq": node.control.head.seq,
             "threshold": state.threshold,
-            "engine": await node.engine_document(),
-            "nodes": {"alive": sum(row["state"] == "alive" for row in rows), "total": len(rows)},
-            "daemons": {
-                "running": sum(row["lifecycle"] == "running" for row in daemons),
-                "total": len(daemons),
-            },
+            "engine": node.engine_document(),
+            "nodes": node.view.node_counts(),
+            "daemons": node.view.daemon_counts(),
             "unrecorded_refusals": node.gateway.unrecorded_refusals,
             "uptime_ms": max(0, now_ms() - node.started_at_ms),
             "version": __version__,

@@ -11,11 +11,11 @@ LOW_DISK_SHARE: Final = 0.05
 _ORDER: Final = ("healthy", "degraded", "unhealthy")
 
 
-async def health_document(node: Runtime) -> dict[str, Any]:
+def health_document(node: Runtime) -> dict[str, Any]:
     """`{status, checks: [{name, status, detail}]}`; the whole is as bad as its worst check."""
     checks = [
         _ledger(node),
-        await _engine(node),
+        _engine(node),
         _lease(node),
         _guardian(node),
         _clock(node),
@@ -36,8 +36,8 @@ def _ledger(node: Runtime) -> dict[str, Any]:
     return _check("ledger", "healthy", f"folded to {node.ledger.head.seq}, control to {node.control.head.seq}")
 
 
-async def _engine(node: Runtime) -> dict[str, Any]:
-    document = await node.engine_document()
+def _engine(node: Runtime) -> dict[str, Any]:
+    document = node.engine_document()
     if document["state"] != "ready":
         return _check("engine", "unhealthy", str(document["reason"]))
     return _check("engine", "healthy", f"{document['kind']}, process {document['pid']}")

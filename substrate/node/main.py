@@ -54,7 +54,7 @@ def ready_document(runtime: Runtime) -> dict[str, Any]:
     """What `net node start` prints."""
     state = runtime.ledger.state
     return {
-        "node": runtime.settings.name,
+        "node_name": runtime.settings.name,
         "node_id": str(runtime.node_id),
         "cluster": state.cluster,
         "cluster_id": state.cluster_id.hex(),

@@ -42,7 +42,8 @@ from substrate.wire.times import now_ms
 
 log = logging.getLogger("net.node")
 
-SKEW_EVERY_S: Final = 5.0
+ENGINE_EVERY_S: Final = 2.0
+ENGINE_LIMIT_S: Final = 3.0
 ANNOUNCE_FOLD_S: Final = 0.2
 KEEP_RUNNING: Final = frozenset(("ledger-tampered", "ledger-behind"))
 """Failures after which a node stops folding and leading but stays up to say so."""
@@ -61,6 +62,8 @@ class Runtime:
         self.engine_skew_ms = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.guardian: GuardianClient | None = None
+        self._engine_seen: dict[str, Any] = {"state": "unknown"}
+        self._engine_seen_ms = monotonic_ms()
         self._announcing: asyncio.TimerHandle | None = None
 
     # life
@@ -84,7 +87,7 @@ class Runtime:
         self.ledger = LedgerCopy(directory, self.store, self.keypair)
         self.control = ControlCopy(self.store, self.ledger.index, self._node_key)
         self.gateway = Gateway(self.engine, self.ledger, self.keypair, now_ms, lambda: self.engine_skew_ms)
-        await self._measure_skew()
+        await self._look_at_engine()
         self._spawn("ledger", follow_ledger(self.engine, self.ledger, self._ledger_changed))
         self._spawn("gateway", self.gateway.run())
         await self._until_failed(admit(self))
@@ -122,7 +125,7 @@ class Runtime:
         self._spawn("work", self.work.run())
         self._spawn("campaign", self.leadership.campaign())
         self._spawn("decide", self.leadership.decide())
-        self._spawn("skew", self._watch_skew())
+        self._spawn("engine", self._watch_engine())
         await self._until_failed(self.lease.acquired.wait())
         self.server = ControlServer(
             NodeApi(self), self.settings.control_socket, limits=Limits(heartbeat_s=self.settings.heartbeat_s)
@@ -388,18 +391,30 @@ class Runtime:
         if changes:
             self.leadership.wake()
 
-    async def _watch_skew(self) -> None:
+    async def _watch_engine(self) -> None:
         while True:
-            await asyncio.sleep(SKEW_EVERY_S)
-            try:
-                await self._measure_skew()
-            except NetError as error:
-                log.warning("the engine's clock cannot be read: %s", error.message)
+            await self._look_at_engine()
+            await asyncio.sleep(ENGINE_EVERY_S)
 
-    async def _measure_skew(self) -> None:
+    async def _look_at_engine(self) -> None:
+        """Measure the clock's distance to the engine's and keep what the engine says about itself."""
         before = now_ms()
-        theirs = await self.engine.now_ms()
-        self.engine_skew_ms = (before + now_ms()) // 2 - theirs
+        try:
+            async with asyncio.timeout(ENGINE_LIMIT_S):
+                status = await self.engine.status()
+        except (NetError, TimeoutError) as error:
+            self._engine_seen = {"state": "unreachable", "reason": str(error) or "it does not answer"}
+        else:
+            self.engine_skew_ms = (before + now_ms()) // 2 - status.now_ms
+            self._engine_seen = {
+                "state": "ready",
+                "kind": status.kind,
+                "pid": status.pid,
+                "epoch": str(status.epoch),
+                "size_bytes": status.db_bytes,
+                "skew_ms": self.engine_skew_ms,
+            }
+        self._engine_seen_ms = monotonic_ms()
 
     async def _feed_watchdog(self) -> None:
         period = notify.watchdog_period_s()
@@ -409,23 +424,11 @@ class Runtime:
 
     # documents
 
-    async def engine_document(self) -> dict[str, Any]:
-        """What the engine says about itself, or that it cannot be reached."""
-        try:
-            async with asyncio.timeout(2.0):
-                status = await self.engine.status()
-        except (NetError, TimeoutError) as error:
-            return {"state": "unreachable", "reason": str(error)}
-        return {
-            "state": "ready",
-            "kind": status.kind,
-            "pid": status.pid,
-            "epoch": str(status.epoch),
-            "uptime_ms": status.uptime_ms,
-            "size_bytes": status.db_bytes,
-            "skew_ms": self.engine_skew_ms,
-        }
+    def engine_document(self) -> dict[str, Any]:
+        """What the engine last said about itself, or that it could not be reached, and how long ago that was."""
+        return {**self._engine_seen, "age_ms": monotonic_ms() - self._engine_seen_ms}
 
     async def health_document(self) -> dict[str, Any]:
-        """Checks of this node."""
-        return await health_document(self)
+        """Checks of this node; the engine is asked now."""
+        await self._look_at_engine()
+        return health_document(self)

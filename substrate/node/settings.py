@@ -61,9 +61,11 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_private(directory: Path) -> None:
-    """Create a directory (0700) and its parents."""
+    """Create a directory and the parents it lacks, all of them 0700."""
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        missing = [parent for parent in directory.parents if not parent.exists()]
+        for each in [*reversed(missing), directory]:
+            each.mkdir(mode=0o700, exist_ok=True)
         os.chmod(directory, 0o700)
     except OSError as error:
         raise NetError(

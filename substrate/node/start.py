@@ -36,7 +36,7 @@ def start(
     from substrate.node.main import run
 
     def ready(document: dict[str, Any]) -> None:
-        sys.stderr.write(f"node {document['node']} of cluster {document['cluster']} is ready; Ctrl-C stops it\n")
+        sys.stderr.write(f"node {document['node_name']} of cluster {document['cluster']} is ready; Ctrl-C stops it\n")
 
     code = run(settings, ready)
     if code:

@@ -9,7 +9,7 @@ from substrate.mesh.load import Reading
 from substrate.mesh.membership import MARGIN_MS, TTL_MS, Member, MembershipView, MemberStatus, Running
 from substrate.mesh.proximity import Proximity
 from substrate.meshos.control_copy import ControlCopy
-from substrate.meshos.decide import Presence, World, hosts_of
+from substrate.meshos.decide import Presence, World, hosts_of, wanted_instances
 from substrate.meshos.decisions import Key
 from substrate.meshos.placement import Refusals, choose
 from substrate.operator.copy import LedgerCopy
@@ -40,9 +40,12 @@ class ClusterView:
         now = monotonic_ms()
         patient = now - self._since_ms >= TTL_MS + MARGIN_MS
         presences: dict[int, Presence] = {}
-        for node, name in self.ledger.state.node_names().items():
+        # Removed nodes too: what was assigned to one is freed only when it is known to have ended there.
+        for node, entry in self.ledger.state.nodes.items():
             status = self.members.status(node, now)
-            presences[node] = _presence(status) if status else Presence(node, name, 0, "lost" if patient else "suspect")
+            presences[node] = (
+                _presence(status) if status else Presence(node, entry.name, 0, "lost" if patient else "suspect")
+            )
         return World(self.ledger.state, self.control.state, presences, now_ms())
 
     def member(self, node: int) -> MemberStatus | None:
@@ -112,7 +115,26 @@ class ClusterView:
         names = self.ledger.state.node_names()
         return [self.node_row(node) for node in sorted(names, key=lambda node: names[node])]
 
+    def node_counts(self) -> dict[str, int]:
+        """How many nodes are admitted, and how many of them are alive."""
+        names = self.ledger.state.node_names()
+        now = monotonic_ms()
+        alive = sum(1 for s in self.members.members(now) if s.state == "alive" and s.member.node_id in names)
+        return {"alive": alive, "total": len(names)}
+
     # daemons
+
+    def daemon_counts(self) -> dict[str, int]:
+        """How many instances shall run, and how many do, as their nodes report."""
+        wanted = wanted_instances(self.ledger.state)
+        running = {
+            (r.daemon_id, r.instance)
+            for status in self.members.members(monotonic_ms())
+            if status.state == "alive"
+            for r in status.member.running
+            if r.lifecycle == "running"
+        }
+        return {"running": len(running & wanted.keys()), "total": len(wanted)}
 
     def daemon_rows(self) -> list[dict[str, Any]]:
         """One row per instance, by daemon name and instance."""

@@ -32,6 +32,8 @@ from substrate.wire.records import (
 from substrate.wire.times import now_ms
 
 REPLAY_BATCH: Final = 1000
+KEEP_AFTER_S: Final = 0.02
+"""How long folded records wait for others before they go to this node's disk together."""
 MAX_STORING: Final = 64
 """Batches that may be on their way to this node's disk."""
 KEEP_RECENT: Final = 1024
@@ -68,6 +70,8 @@ class LedgerCopy:
         self._recent: dict[int, Entry] = {}
         self._stored = EMPTY
         self._storing: deque[tuple[Head, Future[Appended]]] = deque()
+        self._unkept: list[Entry] = []
+        self._keeping: asyncio.TimerHandle | None = None
         self.failure: NetError | None = None
         self._replay()
 
@@ -118,7 +122,6 @@ class LedgerCopy:
             fresh.append(record)
         if not fresh:
             return []
-        before = self.state.head
         entries: list[Entry] = []
         try:
             entries.extend(fold_record(self.state, record) for record in fresh)
@@ -126,14 +129,29 @@ class LedgerCopy:
             self._fail(error)
         for entry in entries:
             self._recent[entry.record.seq] = entry
-        self._storing.append((self.state.head, submit_all(self._store, ADMIN_CHAIN, fresh, before)))
-        self.index.add(entries)
+        self._unkept += entries
+        if self._keeping is None:
+            self._keeping = asyncio.get_running_loop().call_later(KEEP_AFTER_S, self._keep)
         async with self._changed:
             self._changed.notify_all()
         if len(self._storing) >= MAX_STORING:
             await asyncio.wrap_future(self._storing[0][1])
-        self._keep_up()
         return entries
+
+    def _keep(self) -> None:
+        """Index what was folded since the last time and hand it to the node's disk: many records, one flush."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+        if not self._unkept:
+            return
+        entries, self._unkept = self._unkept, []
+        first = entries[0].record
+        before = Head(first.seq - 1, first.prev_hash)
+        records = [entry.record for entry in entries]
+        self._storing.append((records[-1].head, submit_all(self._store, ADMIN_CHAIN, records, before)))
+        self.index.add(entries)
+        self._keep_up()
 
     def _fail(self, error: NetError) -> NoReturn:
         self.failure = error
@@ -193,16 +211,19 @@ class LedgerCopy:
 
     def find(self, commit_id: bytes) -> Entry | None:
         """The entry of a commit: its acceptance if there is one, else its latest rejection."""
+        self._keep()
         seq = self.index.seq_of(commit_id)
         return None if seq is None else self.entry(seq)
 
     def query(self, wanted: AuditFilter, newest_first: bool = True) -> list[Entry]:
         """Entries that match, newest first unless asked otherwise."""
+        self._keep()
         found = (self.entry(seq) for seq in self.index.seqs(wanted, newest_first))
         return [entry for entry in found if entry is not None]
 
     def close(self) -> None:
         """Write a last checkpoint and snapshot. The store belongs to the caller."""
+        self._keep()
         for _, written in self._storing:
             wait([written])
         if self.failure is None and self.state.head.seq:

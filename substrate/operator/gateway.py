@@ -23,7 +23,7 @@ from substrate.operator.judge import MAX_SKEW_MS, check_event, judge
 from substrate.operator.ledger import ADMIN_CHAIN, RULES_VERSION, LedgerBody, Refusal
 from substrate.wire.envelope import Envelope, commit_id_of, seal_payload
 from substrate.wire.errors import NetError
-from substrate.wire.events import ADMIN_KINDS, Event
+from substrate.wire.events import ADMIN_KINDS, Event, Genesis
 from substrate.wire.records import MAX_ENTRY_BYTES, MAX_PAYLOAD_BYTES, RECORD_OVERHEAD_BYTES, Record, next_record
 
 LEASE_COUNT: Final = 1024
@@ -74,6 +74,8 @@ class Gateway:
     async def propose(self, event: Event, reason: str) -> Envelope:
         """An envelope to be signed, with a fresh nonce. Raises what would make its commit fail already now."""
         self._check_clock()
+        if self._ledger.failure is not None:
+            raise self._ledger.failure
         state = self._ledger.state
         check_event(state, event)
         issued = max(self._now_ms(), state.at_ms)
@@ -206,6 +208,8 @@ class Gateway:
         state = self._ledger.state
         if item.envelope.nonce in state.nonces or not state.head.seq:
             return False
+        if isinstance(item.envelope.event, Genesis):
+            return False  # it lost the race of the founders, which is no act against the cluster
         keys = state.active_keys()
         return any(
             signature.operator_id in keys

@@ -34,6 +34,7 @@ from substrate.redex.writer import Writer, wall_ms
 from substrate.wire.errors import NetError
 from substrate.wire.records import (
     MAX_ENTRY_BYTES,
+    MAX_ENTRY_RECORDS,
     MAX_PAYLOAD_BYTES,
     Head,
     Record,
@@ -206,19 +207,18 @@ class Store(ReadSide):
             raise NetError("invalid-argument", f"an entry id is {ENTRY_ID_BYTES} bytes, not {len(entry_id)}")
         if at_ms is not None and not 0 <= at_ms <= MAX_AT_MS:
             raise NetError("invalid-argument", f"the stamp {at_ms} is out of range")
-        if records is None:
-            if len(payloads) != 1 or len(payloads[0]) > MAX_PAYLOAD_BYTES:  # one small payload: nothing to add up
-                check_entry_size(payloads)
-        else:
-            check_entry_size(record.payload for record in records)
-            if expect is None:
-                raise NetError("invalid-argument", "records need the head they follow")
-            check_follows(chain, expect, records)
         request = Request(
             chain, payloads, records=records, expect=expect, at_ms=at_ms, entry_id=entry_id, create=create
         )
-        if request.size > MAX_ENTRY_BYTES:
+        contents = payloads if records is None else [record.payload for record in records]
+        over = request.size > MAX_ENTRY_BYTES or len(contents) > MAX_ENTRY_RECORDS
+        if over or not contents or max(map(len, contents)) > MAX_PAYLOAD_BYTES:
+            check_entry_size(contents)  # says which limit; what it lets through is too large by its seals
             raise NetError("too-large", f"an entry of {request.size} bytes is over the limit of {MAX_ENTRY_BYTES}")
+        if records is not None:
+            if expect is None:
+                raise NetError("invalid-argument", "records need the head they follow")
+            check_follows(chain, expect, records)
         return request
 
     def _commit(self, group: list[Request]) -> None:

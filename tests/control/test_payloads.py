@@ -43,8 +43,13 @@ def test_text_and_base64() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", ['{"records":["a",1],"encoding":"text"}', '{"records":["a","A"],"encoding":"base64"}', '{"records":["YQ==","*"],"encoding":"base64"}']
-)  # fmt: skip
+    "sent",
+    [
+        '{"records":["a",1],"encoding":"text"}',
+        '{"records":["a","A"],"encoding":"base64"}',
+        '{"records":["YQ==","*"],"encoding":"base64"}',
+    ],
+)
 def test_the_record_that_does_not_fit_its_encoding_is_named(sent: str) -> None:
     with pytest.raises(NetError) as caught:
         payloads_of(body(sent))

@@ -141,6 +141,11 @@ class Fleet:
         return runs
 
 
+def only_broker_left(cluster: ClusterHarness) -> bool:
+    """Whether nothing runs but the broker, which leaves 10 s after its last client."""
+    return all("substrate.engine.local.broker" in process.argv for process in cluster.processes())
+
+
 def _toml(specs: tuple[dict[str, Any], ...]) -> str:
     import tomli_w
 
