@@ -23,7 +23,7 @@ setup: ## Make .venv with everything in it (done once per change of pyproject.to
 	@sh tools/setup.sh
 
 demo: setup ## Run the five-minute tour: three nodes, six daemons, a drain, an audit
-	@.venv/bin/net demo tour
+	@.venv/bin/net demo tour --output pretty
 
 test: setup ## Run the tests (PYTEST_ARGS="-k drain" narrows them)
 	@$(PY) -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -4,94 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from net_cli.demo_child import child, environment, interruptible, program, undisturbed
 from net_cli.demo_sample import CHAINS, INSTANCES, SPEC, SPEC_FILE, ndjson
 from substrate.wire.errors import NetError
 
 if TYPE_CHECKING:
     from net_cli.context import App
+    from net_sdk.client import Client
 
 CLUSTER: Final = "demo"
 OPERATOR: Final = "demo"
 NOTE: Final = "made by net demo up"
 """Stands in the key file; `down` removes no key without it."""
 MAX_NODES: Final = 9
-CHILD_LIMIT_S: Final = 90
 START_LIMIT_S: Final = 20
 _POLL_S: Final = 0.1
-_ROOTS: Final = ("NET_STATE_HOME", "NET_DATA_HOME", "NET_RUNTIME_DIR", "NET_CONFIG_HOME")
-
-
-def program() -> list[str]:
-    """How to start `net` as a process: with this interpreter."""
-    return [sys.executable, "-m", "net_cli"]
-
-
-def environment(roots: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment for children: no setting of the user's but the directories, or `roots` in their place."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("NET_") or name in _ROOTS}
-    source = str(Path(__file__).resolve().parent.parent)
-    inherited = kept.get("PYTHONPATH")
-    kept["PYTHONPATH"] = os.pathsep.join((source, inherited) if inherited else (source,))
-    return kept | {"NET_CONFIG": os.devnull} | (roots or {})  # an empty config file: the demo is the same for everybody
 
 
 def net(*args: str, stdin: str = "") -> Any:
-    """Run `net ARGS --json` and return its document; raises what it failed with."""
-    done = subprocess.run(
-        [*program(), *args, "--cluster", CLUSTER, "--json"],
-        input=stdin,
-        env=environment(),
-        cwd="/",  # no module of the user's directory may come before ours
-        capture_output=True,
-        text=True,
-        timeout=CHILD_LIMIT_S,
-        check=False,
-    )
-    if done.returncode == 0:
-        return json.loads(done.stdout)
+    """Run `net ARGS --json` on the demo cluster and return its document; raises what it failed with."""
+    # Not in the user's directory: a module there might come before ours.
+    done = child([*program(), *args, "--cluster", CLUSTER, "--json"], environment(), "/", stdin)
+    if done.code == 0:
+        return json.loads(done.out)
     try:
-        raise NetError.from_document(json.loads(done.stderr.splitlines()[-1]))
+        raise NetError.from_document(json.loads(done.err.splitlines()[-1]))
     except (ValueError, LookupError, TypeError):  # killed, or it never came as far as an error document
         raise NetError(
-            "internal", f"net {' '.join(args)} ended with {done.returncode}", details={"stderr": done.stderr[-2000:]}
+            "internal", f"net {' '.join(args)} ended with {done.code}", details={"stderr": done.err[-2000:]}
         ) from None
-
-
-def interrupt(number: int, frame: Any) -> None:
-    """Signal handler: end like Ctrl-C does, so that what was started is taken down."""
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as SIGINT does."""
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Nothing but SIGKILL ends the block, nor the processes it starts: taking down is not left half done."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def spec_path() -> Path:
@@ -103,6 +49,7 @@ def spec_path() -> Path:
 
 def up(app: App, count: int) -> dict[str, Any]:
     """Make the key, the nodes, the daemons and the chains; if anything fails, nothing of it stays."""
+    from net_sdk.discovery import forget
     from substrate.identity import keyfile
     from substrate.wire.paths import cluster_dir, operator_directory
 
@@ -115,6 +62,7 @@ def up(app: App, count: int) -> dict[str, Any]:
             "net demo status, or net demo down",
             {"path": cluster_dir(CLUSTER)},
         )
+    forget(CLUSTER)  # whatever was called demo before is gone
     with interruptible():
         keyfile.generate(operator_directory(), OPERATOR, NOTE)
         try:
@@ -166,7 +114,7 @@ def _all_run(rows: Sequence[dict[str, Any]]) -> bool:
 def wait_daemons(app: App, good: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
     """The daemon rows once `good` says so; raises `wait-timeout` with what was seen last."""
     deadline = time.monotonic() + START_LIMIT_S
-    with app.attach() as client:
+    with attach(app) as client:
         while True:
             rows: list[dict[str, Any]] = client.get("/v1/daemons")
             if good(rows):
@@ -181,9 +129,16 @@ def wait_daemons(app: App, good: Callable[[list[dict[str, Any]]], bool]) -> list
             time.sleep(_POLL_S)
 
 
+def attach(app: App) -> Client:
+    """A client of a node of the demo, whatever the settings name; only --via on the command line counts."""
+    from net_sdk.discovery import attach as attach_to
+
+    return attach_to(CLUSTER, via=app.flags.get("via"), timeout_s=app.timeout_s)
+
+
 def _running(app: App) -> bool:
     try:
-        app.attach().close()
+        attach(app).close()
     except NetError as error:
         if error.kind != "not-connected":
             raise
@@ -196,7 +151,7 @@ def status(app: App) -> dict[str, Any]:
     from substrate.wire.paths import cluster_dir
 
     try:
-        client = app.attach()
+        client = attach(app)
     except NetError as error:
         if error.kind != "not-connected":
             raise
@@ -224,11 +179,10 @@ def down(app: App) -> dict[str, Any]:
 
     Raises `out-exists` if a cluster called demo is there that `net demo up` did not make.
     """
-    from net_cli.stopping import stop_nodes
     from net_sdk.discovery import forget
     from substrate.identity import keyfile
-    from substrate.node.removal import remove_cluster
-    from substrate.wire.paths import cluster_dir, operator_directory, runtime_dir, state_home
+    from substrate.node.removal import end_nodes, remove_cluster
+    from substrate.wire.paths import cluster_dir, config_home, operator_directory, runtime_dir, state_home
 
     app.refuse_if_read_only()
     directory = cluster_dir(CLUSTER)
@@ -239,14 +193,14 @@ def down(app: App) -> dict[str, Any]:
             f"if it may go: net node stop --all --cluster {CLUSTER}, then remove it",
             {"path": directory},
         )
-    stopped = [row["node_name"] for row in stop_nodes(app)]
+    stopped = end_nodes(CLUSTER)
     removed = remove_cluster(CLUSTER)
     forget(CLUSTER)
     key = keyfile.key_path(operator_directory(), OPERATOR)
     if os.path.lexists(key) and keyfile.load(operator_directory(), OPERATOR).note == NOTE:
         os.unlink(key)
         removed.append(key)
-    for empty in (os.path.dirname(runtime_dir(CLUSTER)), operator_directory(), state_home()):
+    for empty in (os.path.dirname(runtime_dir(CLUSTER)), operator_directory(), config_home(), state_home()):
         try:
             os.rmdir(empty)
         except OSError:

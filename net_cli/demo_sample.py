@@ -33,7 +33,7 @@ while :; do sleep 1; done
 essential = true      # leaves a draining node last
 grace = "5s"
 """
-CHAINS: Final = {
+CHAINS: Final[dict[str, list[dict[str, object]]]] = {
     "demo/orders": [{"order": 1, "item": "tea"}, {"order": 2, "item": "cups"}, {"order": 3, "item": "sugar"}],
     "demo/visits": [{"path": "/"}, {"path": "/tea"}],
 }

@@ -7,14 +7,13 @@ import os
 import shlex
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from net_cli.demo_cluster import CHILD_LIMIT_S, environment, interruptible, program, undisturbed
+from net_cli.demo_child import child, environment, interruptible, program, undisturbed
 from net_cli.demo_sample import INSTANCES, SPEC, SPEC_FILE
 from net_cli.output import dumps, write
 from substrate.wire.errors import NetError
@@ -22,29 +21,38 @@ from substrate.wire.errors import NetError
 if TYPE_CHECKING:
     from net_cli.context import App
 
-Rows = list[dict[str, Any]]
+ORDER: Final = json.dumps({"order": 1, "item": "tea"})
 WAIT_LIMIT_S: Final = 60
 _POLL_S: Final = 0.25
+_END_ON_TERM: Final = {"substrate.engine.local.broker", "substrate.node"}
+"""Modules whose processes take SIGTERM as: stop gracefully."""
 _LONGEST_ROOT: Final = 60
 """Bytes of a temporary directory's path that leave room for a socket's name in it."""
 
 
 class Step(NamedTuple):
-    """One command of the story. `{pid:c}` in it stands for the process of node c; `until` holds it back until the daemons
-    are as the step shows them."""
+    """One command of the story. `{pid:c}` in it stands for the process of node c; `until` holds it back until the cluster
+    is as the step shows it."""
 
     says: str
     command: str
     exit_code: int = 0
-    until: Callable[[Rows], bool] | None = None
+    until: Callable[[Tour], bool] | None = None
 
 
-def _settled(rows: Rows) -> bool:
-    return len(rows) == INSTANCES and all(row["lifecycle"] == "running" for row in rows)
+def _met(tour: Tour) -> bool:
+    rows = tour.ask("node", "ls", "--via", "a")
+    return len(rows) == 3 and any(row["leader"] for row in rows) and sum(row["rtt_ms"] is not None for row in rows) == 2
 
 
-def _left_c(rows: Rows) -> bool:
-    return _settled(rows) and all(row["node_name"] != "c" for row in rows)
+def _settled(tour: Tour, without: str | None = None) -> bool:
+    rows = tour.ask("daemon", "ls", "--via", "a")
+    good = [row for row in rows if row["lifecycle"] == "running" and row["node_name"] != without]
+    return len(good) == len(rows) == INSTANCES
+
+
+def _left_c(tour: Tour) -> bool:
+    return _settled(tour, without="c")
 
 
 STEPS: Final = (
@@ -53,11 +61,13 @@ STEPS: Final = (
          "net node start --name a --operator alice --detach"),
     Step("More nodes join; alice's signature admits them.", "net node start --name b --operator alice --detach"),
     Step("Each is a process that stays.", "net node start --name c --operator alice --detach"),
-    Step("They have found each other.", "net node ls"),
+    Step("They have found each other, and one of them leads.", "net node ls", until=_met),
     Step("Three daemons in a file, six instances.", f"cat {SPEC_FILE}"),
     Step("Apply it: a signed event for each.", f"net daemon apply {SPEC_FILE} --operator alice"),
     Step("The leader has placed them, and they run.", "net daemon ls", until=_settled),
     Step("What they print is kept, wherever they run.", "net logs show -n 4"),
+    Step("Programs keep records in chains.", "net chain create demo/orders --operator alice"),
+    Step("Durable when it returns.", f"net chain append demo/orders --data '{ORDER}'"),
     Step("Node b needs a new disk: nothing new goes there.",
          "net admin cordon --node b --reason 'new disk' --yes --operator alice"),
     Step("What would emptying it do? The cluster computes it and commits nothing.",
@@ -65,6 +75,7 @@ STEPS: Final = (
     Step("Empty it, and wait: its daemons start elsewhere.",
          "net admin drain --node b --drain-for 30s --reason 'new disk' --wait --yes --operator alice"),
     Step("Nothing is left on b.", "net daemon ls", until=_settled),
+    Step("It stays cordoned until somebody says otherwise.", "net node ls"),
     Step("Mallory has a key too, ...", "net identity generate mallory"),
     Step("... but the cluster does not know it: exit code 5.", "net admin uncordon --node b --operator mallory", 5),
     Step("A node that does not exist: exit code 3.", "net admin cordon --node zebra --yes --operator alice", 3),
@@ -108,7 +119,7 @@ class Tour:
             self._hold(step.until)
         command = step.command
         if "{pid:c}" in command:
-            command = command.replace("{pid:c}", str(self._ask("node", "status", "--via", "c")["pid"]))
+            command = command.replace("{pid:c}", str(self.ask("node", "status", "--via", "c")["pid"]))
         if not self.app.out.json:
             write(f"\x1b[1m$ {command}\x1b[0m" if color else f"$ {command}")
         started = time.monotonic()
@@ -130,42 +141,25 @@ class Tour:
     def _run(self, command: str) -> tuple[int, str]:
         words = shlex.split(command)
         argv = [*program(), *words[1:]] if words[0] == "net" else ["sh", "-c", command]
-        caught = self.app.out.json  # else it writes to the screen itself, errors too, in the order it says them
-        done = subprocess.run(
-            argv,
-            env=self.env,
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if caught else None,
-            stderr=subprocess.STDOUT,
-            timeout=CHILD_LIMIT_S,
-            check=False,
-        )
-        return done.returncode, done.stdout.decode(errors="replace") if caught else ""
+        # On the screen it writes itself, errors too, in the order and the colours of its own.
+        done = child(argv, self.env, str(self.root), show=not self.app.out.json)
+        return done.code, done.out + done.err
 
-    def _ask(self, *args: str) -> Any:
-        done = subprocess.run(
-            [*program(), *args, "--json"],
-            env=self.env,
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=CHILD_LIMIT_S,
-            check=False,
-        )
-        if done.returncode:
-            raise NetError("internal", f"net {' '.join(args)}: {done.stderr.decode(errors='replace').strip()}")
-        return json.loads(done.stdout)
+    def ask(self, *args: str) -> Any:
+        """What `net ARGS` answers through node a, unseen; raises `internal`."""
+        done = child([*program(), *args, "--json"], self.env, str(self.root))
+        if done.code:
+            raise NetError("internal", f"net {shlex.join(args)} ended with {done.code}", details={"stderr": done.err})
+        return json.loads(done.out)
 
-    def _hold(self, until: Callable[[Rows], bool]) -> None:
+    def _hold(self, until: Callable[[Tour], bool]) -> None:
         deadline = time.monotonic() + WAIT_LIMIT_S
-        while not until(rows := self._ask("daemon", "ls", "--via", "a")):
+        while not until(self):
             if time.monotonic() > deadline:
                 raise NetError(
                     "wait-timeout",
-                    f"the daemons are not where the tour expects them after {WAIT_LIMIT_S} s",
+                    f"the cluster is not as step {self.number} expects it after {WAIT_LIMIT_S} s",
                     "net demo tour again, on a quieter machine",
-                    {"daemons": rows},
                 )
             time.sleep(_POLL_S)
 
@@ -175,11 +169,14 @@ class Tour:
 
         deadline = time.monotonic() + WAIT_LIMIT_S
         patience = time.monotonic() + 15  # a guardian may still be giving its daemons their grace
+        asked: set[ProcessId] = set()
         killed: set[ProcessId] = set()
         while found := list(processes(self.marker)):
             for process in found:
-                if "substrate.engine.local.broker" in command_line(process.pid):
-                    process.send(signal.SIGTERM)  # it would leave by itself, 10 s after its last client
+                # A broker would leave by itself 10 s after its last client; a node is here only if the tour was cut short.
+                if process not in asked and not set(command_line(process.pid)).isdisjoint(_END_ON_TERM):
+                    process.send(signal.SIGTERM)
+                    asked.add(process)
                 elif time.monotonic() > patience and process.send(signal.SIGKILL):
                     killed.add(process)
             if time.monotonic() > deadline:
@@ -237,13 +234,5 @@ def run(app: App) -> None:
 
 def _stop(tour: Tour) -> None:
     """The end of a tour that was cut short."""
-    subprocess.run(
-        [*program(), "node", "stop", "--all", "--json"],
-        env=tour.env,
-        cwd=tour.root,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=CHILD_LIMIT_S,
-        check=False,  # what it cannot stop is killed below
-    )
+    child([*program(), "node", "stop", "--all", "--json"], tour.env, str(tour.root))  # what it cannot stop, clean does
     tour.clean()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from typing import Final
 
 from net_sdk.client import Client
@@ -99,7 +100,7 @@ def pin(cluster: str, cluster_id: str) -> None:
 
 
 def forget(cluster: str) -> None:
-    """Remove a cluster's pin, for those who take the cluster down for good."""
+    """Remove a cluster's pin, for those who take the cluster down for good; with the last pin its file goes."""
     path = known_clusters_path()
     if cluster in _read(path):
         _update(path, cluster, None)
@@ -195,23 +196,46 @@ def _update(path: str, cluster: str, cluster_id: str | None) -> str | None:
     directory = os.path.dirname(path)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = _lock(path + ".lock")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             known = _read(path)
             if cluster_id is None:
                 known.pop(cluster, None)
             else:
                 known.setdefault(cluster, cluster_id)
-            temporary = f"{path}.new"
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(_HEADING + "".join(f"{name} {value}\n" for name, value in sorted(known.items())))
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
+            if known:
+                _write(path, known)
+            else:  # the last pin is gone: leave nothing behind
+                for each in (path, path + ".lock"):
+                    with suppress(FileNotFoundError):
+                        os.unlink(each)
         finally:
             os.close(lock)
     except OSError as failure:
         raise NetError("io-error", f"{path} cannot be written: {failure.strerror}") from failure
     return known.get(cluster)
+
+
+def _lock(path: str) -> int:
+    """Hold the lock file; one that was removed while we waited for it guards nothing, so the next one is taken."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _write(path: str, known: dict[str, str]) -> None:
+    temporary = f"{path}.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(_HEADING + "".join(f"{name} {value}\n" for name, value in sorted(known.items())))
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(temporary, path)

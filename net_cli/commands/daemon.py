@@ -38,21 +38,24 @@ def daemon() -> None:
     """Apply, list, restart, stop and remove daemons."""
 
 
-@daemon.command("apply", examples=[EXAMPLE, "net daemon apply - --operator alice < web.toml"])
-@decorate(click.Argument(["file"], metavar="FILE", help="TOML with [[daemon]] tables; - is stdin."), REASON)
+@daemon.command(
+    "apply", examples=[EXAMPLE, "net daemon apply web.toml --wait", "net daemon apply - --operator alice < web.toml"]
+)
+@decorate(click.Argument(["file"], metavar="FILE", help="TOML with [[daemon]] tables; - is stdin."), REASON, WAIT)
 @pass_app
-def apply(app: App, file: str, reason: str) -> None:
+def apply(app: App, file: str, reason: str, wait: bool | None) -> None:
     """Create daemons or replace their specs, from a file (signed).
 
-    All specs are checked before the first one is committed. Prints one commit per daemon, in the file's order.
+    All specs are checked before the first one is committed. Prints one commit per daemon, in the file's order. With --wait it
+    returns when all instances run.
     """
     from net_cli.specfile import read_specs
 
-    _apply(app, read_specs(file), reason)
+    _apply(app, read_specs(file), reason, wait)
 
 
-def _apply(app: App, specs: list[dict[str, Any]], reason: str) -> None:
-    from net_cli.signing import commit_event
+def _apply(app: App, specs: list[dict[str, Any]], reason: str, wait: bool | None) -> None:
+    from net_cli.signing import commit_event, wait_for
     from substrate.wire.errors import NetError
 
     app.refuse_if_read_only()
@@ -65,6 +68,8 @@ def _apply(app: App, specs: list[dict[str, Any]], reason: str) -> None:
             except NetError as error:
                 error.details["committed"] = [commit["commit_id"] for commit in commits]
                 raise
+        for commit in commits if wait else []:
+            commit |= wait_for(app, client, commit, None)
     columns = (
         Column("DAEMON", lambda row: row["target"].get("daemon_name")),
         Column("OUTCOME", "outcome"),
@@ -112,10 +117,11 @@ def _apply(app: App, specs: list[dict[str, Any]], reason: str) -> None:
         help="When to start it again.",
     ),
     REASON,
+    WAIT,
     click.Argument(["command"], nargs=-1, required=True, metavar="-- CMD...", help="The command and its arguments."),
 )
 @pass_app
-def run(app: App, /, command: tuple[str, ...], name: str | None, reason: str, **values: Any) -> None:
+def run(app: App, /, command: tuple[str, ...], name: str | None, reason: str, wait: bool | None, **values: Any) -> None:
     """Run a command as a daemon (signed)."""
     from substrate.wire.specs import DaemonSpec
 
@@ -127,7 +133,7 @@ def run(app: App, /, command: tuple[str, ...], name: str | None, reason: str, **
         env[key] = value
     table = {"name": name or os.path.basename(command[0]).lower(), "command": list(command), "env": env}
     table |= {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    _apply(app, [DaemonSpec.parse(table).to_json()], reason)
+    _apply(app, [DaemonSpec.parse(table).to_json()], reason, wait)
 
 
 @daemon.command("ls", examples=["net daemon ls", "net daemon ls --json | jq 'map(select(.node_name==\"b\"))'"])

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._reading = True
         self._unread = 0
+        self._head_only = False  # the request in work is a HEAD: its answer has no body
         self._write_paused = False
         self._unsent = 0
         self._stall_deadline = _NEVER
@@ -164,7 +165,7 @@ class Connection(asyncio.Protocol):
             if self._readable is not None and not self._readable.done():
                 self._readable.set_exception(_Refused(error_answer(late, 408)))
         elif self._phase is Phase.IDLE:
-            self._transport.close()
+            self._part()
         elif not self._transport.get_write_buffer_size() or now >= self._deadline + self._limits.stall_s:
             self._transport.abort()  # lingered long enough
 
@@ -187,10 +188,11 @@ class Connection(asyncio.Protocol):
 
     async def _serve(self) -> None:
         try:
-            while await self._exchange():
-                pass
-        except _Refused as refused:
-            self._say_last(refused.answer)
+            try:
+                while await self._exchange():
+                    pass
+            except _Refused as refused:
+                self._say_last(refused.answer)
         except _Gone:
             pass  # nobody is left to be told
         except asyncio.CancelledError:
@@ -201,10 +203,12 @@ class Connection(asyncio.Protocol):
 
     async def _exchange(self) -> bool:
         """One request and its answer; True if another may follow."""
+        self._head_only = False
         head = await self._next_event()
         if not isinstance(head, h11.Request):
-            self._transport.close()  # a clean end between requests
+            self._part()  # a clean end between requests
             return False
+        self._head_only = head.method == b"HEAD"
         headers = list(head.headers)
         self._check_head(head, headers)
         body = await self._read_body(headers)
@@ -219,7 +223,7 @@ class Connection(asyncio.Protocol):
         if isinstance(answer, StreamAnswer):
             await self._stream(answer.rows)
         else:
-            self._write_answer(answer, head_only=method == "HEAD")
+            self._write_answer(answer)
         await self._drain()
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE or self._stopping:
             self._linger()
@@ -324,13 +328,13 @@ class Connection(asyncio.Protocol):
         self._send(h11.Data(data=data))
         self._last_write = self._loop.time()
 
-    def _write_answer(self, answer: Answer, head_only: bool = False) -> None:
+    def _write_answer(self, answer: Answer) -> None:
         headers = [_JSON, (b"Content-Length", str(len(answer.body)).encode()), *answer.headers]
         if self._stopping:
             headers.append((b"Connection", b"close"))
         send = self._http.send
         parts = [send(h11.Response(status_code=answer.status, headers=headers)) or b""]
-        if not head_only:
+        if not self._head_only:
             parts.append(send(h11.Data(data=answer.body)) or b"")
         parts.append(send(h11.EndOfMessage()) or b"")
         self._transport.write(b"".join(parts))
@@ -358,6 +362,13 @@ class Connection(asyncio.Protocol):
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else another answer is on its way already
             self._write_answer(Answer(answer.status, answer.body, (*answer.headers, (b"Connection", b"close"))))
         self._linger()
+
+    def _part(self) -> None:
+        """Close between requests; a client that has not read all yet may still do so, but not for ever."""
+        if self._transport.get_write_buffer_size():
+            self._linger()
+        else:
+            self._transport.close()
 
     def _linger(self) -> None:
         """End our side; closing now would cut off a client that is still sending and so has not read the answer."""

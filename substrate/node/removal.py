@@ -1,4 +1,4 @@
-"""Takes a cluster off this machine for good: its broker is ended, its files and sockets are removed.
+"""Takes a cluster off this machine for good: its nodes and broker are ended, its files and sockets are removed.
 
 Every lock in the cluster's directories is held while its files go, so nothing can start among them half-way.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Final
@@ -21,29 +22,38 @@ LIMIT_S: Final = 15.0
 _POLL_S: Final = 0.02
 
 
+def end_nodes(cluster: str, limit_s: float = LIMIT_S) -> list[str]:
+    """End every node of the cluster on this machine, also one whose socket does not answer; returns their names.
+
+    All get SIGTERM, which is a graceful stop, and SIGKILL after `limit_s`; then the guardian ends what it left.
+    """
+    found = {path.name: holder(str(path)) for path in sorted(Path(cluster_dir(cluster)).glob("nodes/*"))}
+    living = {name: process for name, process in found.items() if process is not None}
+    for process in living.values():
+        process.send(signal.SIGTERM)
+    deadline = time.monotonic() + limit_s
+    for process in living.values():
+        if not process.wait_gone(max(0.0, deadline - time.monotonic())):
+            process.send(signal.SIGKILL)
+            process.wait_gone(limit_s)
+    return list(living)
+
+
 def remove_cluster(cluster: str, limit_s: float = LIMIT_S) -> list[str]:
     """Remove everything the cluster has on this machine; returns the directories removed ([] if there were none).
 
-    Its nodes must have been stopped. Raises `node-running` (details: nodes) if one still runs, `timeout` if the broker or
-    a guardian has not ended after `limit_s`, `io-error`.
+    Raises `timeout` if a node, a guardian or the broker has not ended after `limit_s`, `io-error`. Call `end_nodes` first.
     """
     state, sockets = Path(cluster_dir(cluster)), Path(runtime_dir(cluster))
-    running = [path.name for path in sorted(state.glob("nodes/*")) if holder(str(path)) is not None]
-    if running:
-        raise NetError(
-            "node-running",
-            f"nodes of cluster {cluster!r} still run here: {', '.join(running)}",
-            f"net node stop --all --cluster {cluster}",
-            {"nodes": running},
-        )
+    directories = [state] if sockets.is_relative_to(state) else [state, sockets]
     from substrate.engine.local.launch import stop_broker
 
     deadline = time.monotonic() + limit_s
     stop_broker(Path(engine_dir(cluster)), timeout_ms=int(limit_s * 1000))
-    held = _take_locks([state, sockets], deadline)
+    held = _take_locks(directories, deadline)
     try:
         removed = []
-        for directory in (state, sockets):
+        for directory in directories:
             if directory.exists():
                 shutil.rmtree(directory)
                 removed.append(str(directory))

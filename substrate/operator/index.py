@@ -6,6 +6,7 @@ It also keeps a snapshot of the folded state, so that a start replays at most `S
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -58,6 +59,8 @@ class LedgerIndex:
     """The index file of one ledger copy. Used from one thread."""
 
     def __init__(self, path: Path) -> None:
+        # SQLite would make it readable to others; its companion files take the mode of this one.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         self._db = apsw.Connection(str(path))
         self._db.set_busy_timeout(2000)
         self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF").fetchall()

@@ -27,10 +27,10 @@ _ISO: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _HEX: Final = re.compile(r"([0-9a-f]{2})+")
 
 HEX_KEYS: Final = {
-    **{"commit_id": 32, "cluster_id": 32, "nonce": 32, "hash": 64, "prev_hash": 64, "head_hash": 64, "admin_hash": 64},
-    **{"public_key": 64, "blast_hash": 64, "token": 64, "signature": 128, "proof": 128, "signing_payload": None},
-}
-ID_KEYS: Final = frozenset(("session", "epoch_id"))
+    "commit_id": 32, "cluster_id": 32, "nonce": 32, "hash": 64, "prev_hash": 64, "head_hash": 64, "admin_hash": 64,
+    "public_key": 64, "blast_hash": 64, "token": 64, "signature": 128, "proof": 128, "signing_payload": None,
+}  # fmt: skip
+ID_KEYS: Final = frozenset(("session",))
 ENUM_KEYS: Final = frozenset(
     ("state", "lifecycle", "maintenance", "outcome", "event_kind", "result", "restart", "level", "stream", "status")
 )

@@ -6,6 +6,7 @@ One session of commands on a real cluster, told as data. Each step's document is
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ STORY = (
     Step("error-last-operator", "error", on("identity registry remove alice --yes"), 2),
     Step("error-threshold-too-high", "error", on("identity registry threshold 5"), 2),
     Step("registry-threshold-set", "commit", on("identity registry threshold 1")),
-    Step("registry-add-out", "proposal-written", "", stdin="out"),  # see the fixture: needs another key
+    Step("registry-add-out", "proposal-written", on("identity registry add erin --out p.json")),
     Step("registry-sign", "signature-file", on("identity registry sign p.json")),
     Step("registry-sign-out", "signature-file", on("identity registry sign p.json --out p.sig")),
     Step("registry-commit", "commit", "identity registry commit p.json --sig p.sig"),
@@ -130,7 +131,7 @@ STORY = (
     Step("chain-append", "chain-appended", "chain append app/orders -", stdin='{"id":1}\n{"id":"π"}\n'),
     Step("chain-append-text", "chain-appended", "chain append app/orders - --text", stdin="plain\n"),
     Step("chain-append-raw", "chain-appended", "chain append app/orders n.bin --raw"),
-    Step("chain-append-nothing", "chain-appended", "chain append app/orders -"),
+    Step("error-append-nothing", "error", "chain append app/orders -", 2),
     Step("error-conflict", "error", "chain append app/orders --data {} --expect 1", 4),
     Step("chain-ls", "chain-list", "chain ls"),
     Step("chain-show", "chain", "chain show app/orders"),
@@ -143,7 +144,7 @@ STORY = (
     Step("chain-rm", "error", on("chain rm app/orders --yes"), 1),
     Step("chain-set-replicas", "error", on("chain set-replicas app/orders 2"), 1),
     # more daemons
-    Step("daemon-run", "commit-list", on("daemon run --name once --restart never -- true")),
+    Step("daemon-run", "commit-list", "daemon run --name once --restart never --operator alice -- true"),
     Step("daemon-stop-waited", "commit-waited", on("daemon stop web --wait")),
     Step("daemon-stop", "commit", on("daemon stop db")),
     Step("daemon-rm", "commit", on("daemon rm once")),
@@ -218,19 +219,9 @@ class Session:
         return all(row["mem_used_bytes"] is not None for row in self.cluster.ok("node", "ls"))
 
     def _step(self, step: Step) -> bool:
-        import shlex
-
-        args = (
-            step.args.format(commit=self.documents.get("registry-add", {}).get("commit_id"))
-            if "{commit}" in step.args
-            else step.args
-        )
-        if step.name == "registry-add-out":
-            args, stdin = on("identity registry add erin --out p.json"), ""
-        else:
-            stdin = step.stdin
-        words = shlex.split(args)
-        result = self.cluster.run(*words, "--json", stdin=stdin, check=step.code)
+        commit = self.documents.get("registry-add", {}).get("commit_id", "")
+        words = [word.replace("{commit}", commit) for word in shlex.split(step.args)]
+        result = self.cluster.run("--json", *words, stdin=step.stdin, check=step.code)
         text = result.out if step.code == 0 else result.err.splitlines(keepends=True)[-1]
         assert step.code == 0 or result.out == "", str(result)
         self.raw[step.name] = text

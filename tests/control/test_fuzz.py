@@ -71,6 +71,7 @@ TRAFFIC = st.lists(st.one_of(WHOLE, LOOSE, MUTATED, CUT, st.binary(max_size=300)
 def serving() -> Iterator[Serving]:
     with Serving(LIMITS) as running:
         yield running
+        wait_until(lambda: running.server.connections == 0, 10, "every connection to end")
 
 
 def throw(path: str, pieces: list[bytes], one_by_one: bool, half_close: bool) -> bytes:

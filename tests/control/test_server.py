@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from substrate.control import Limits
+from substrate.control.connection import Phase
 from substrate.wire.errors import NetError
 from tests.control.raw import Raw, get, post
 from tests.control.sample import Serving
@@ -181,6 +182,23 @@ def test_405_says_what_is_allowed_and_head_has_no_body(serving: Serving) -> None
         assert raw.response()[0] == 200  # nothing but the next answer followed the header
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Content-Length: 2000000\r\n\r\n",
+        b"X: " + b"y" * 17_000 + b"\r\n\r\n",
+    ],
+)
+def test_a_refused_head_has_no_body_either_and_ends(serving: Serving, broken: bytes) -> None:
+    with Raw(serving.path) as raw:
+        raw.send(b"HEAD /v1/status HTTP/1.1\r\nHost: net.local\r\n" + broken)
+        header, _, body = raw.rest().partition(b"\r\n\r\n")
+        assert header.startswith(b"HTTP/1.1 4")
+        assert body == b""
+    wait_until(lambda: serving.server.connections == 0, 5, "the connection to end")
+
+
 def test_the_refused_field_is_named(serving: Serving) -> None:
     cases = [
         (post("/v1/proposals", b'{"event":{},"preveiw":true}'), "preveiw"),
@@ -295,6 +313,21 @@ def test_a_reader_that_does_not_read_is_dropped() -> None:
         raw.send(get("/v1/nodes/big"))
         wait_until(lambda: serving.server.connections == 1, 5, "the connection to be there")
         wait_until(lambda: serving.server.connections == 0, 10, "the connection to be dropped")
+
+
+@pytest.mark.parametrize("half_close", [False, True])
+def test_the_unread_rest_of_an_answer_does_not_keep_an_idle_connection(half_close: bool) -> None:
+    import socket
+
+    with Serving(Limits(idle_s=0.2, stall_s=0.4, linger_s=0.1)) as serving, Raw(serving.path) as raw:
+        raw.send(get("/v1/nodes/big"))
+        if half_close:
+            raw.socket.shutdown(socket.SHUT_WR)
+        pending = True
+        while pending:  # read until the server has nothing left above its low-water mark, then no more
+            raw.socket.recv(65536)
+            pending = serving.call(lambda: next(iter(serving.server._connections)).phase is Phase.ANSWER)
+        wait_until(lambda: serving.server.connections == 0, 10, "the connection to be given up")
 
 
 def test_a_slow_but_steady_reader_gets_everything() -> None:

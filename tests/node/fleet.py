@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -144,6 +145,26 @@ class Fleet:
 def only_broker_left(cluster: ClusterHarness) -> bool:
     """Whether nothing runs but the broker, which leaves 10 s after its last client."""
     return all("substrate.engine.local.broker" in process.argv for process in cluster.processes())
+
+
+def dismiss_broker(cluster: ClusterHarness) -> None:
+    """Wait until only the broker is left, then send it away now: its patience has a test of its own."""
+    wait_until(lambda: only_broker_left(cluster), 10.0, f"only the broker to be left of {cluster.processes()}")
+    for broker in cluster.processes():
+        broker.kill(signal.SIGTERM)
+    wait_until(lambda: not cluster.processes(), 5.0, "the broker to leave")
+
+
+def leader(cluster: ClusterHarness, via: str | None = None) -> str:
+    """Wait until a node leads and return its name."""
+
+    def look() -> str | None:
+        rows = cluster.ok("node", "ls", *(("--via", via) if via else ()))
+        leading = [row["name"] for row in rows if row["leader"]]
+        assert len(leading) <= 1, leading
+        return leading[0] if leading else None
+
+    return wait_until(look, 10.0, "a leader", every_s=0.1)
 
 
 def _toml(specs: tuple[dict[str, Any], ...]) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from tests import procs
 from tests.harness import ClusterHarness
-from tests.node.fleet import TAKEOVER_LIMIT_S, Fleet, boottime_ns
+from tests.node.fleet import TAKEOVER_LIMIT_S, Fleet, boottime_ns, leader
 from tests.procs import wait_until
 
 TTL_S = 6.0
@@ -31,16 +31,6 @@ def fleet() -> Iterator[Fleet]:
         fleet.running("w", count=6)
         yield fleet
         fleet.assert_never_twice()
-
-
-def leader(cluster: ClusterHarness) -> str:
-    """The node that leads now."""
-
-    def look() -> str | None:
-        rows = cluster.ok("node", "ls")
-        return next((row["name"] for row in rows if row["leader"]), None)
-
-    return wait_until(look, 10.0, "a leader", every_s=0.1)
 
 
 def daemons_on(fleet: Fleet, node: str) -> list[procs.Process]:

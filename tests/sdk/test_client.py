@@ -110,7 +110,7 @@ def test_a_stream_cut_off_is_an_error_not_an_end(serving: Serving) -> None:
     with Relay(serving.path) as relay, Client(relay.path) as client:
         client.post(RECORDS, {"records": ["x"]})
         relay.cut_after = 400
-        seen = []
+        seen: list[object] = []
         error = refused("not-connected", lambda: seen.extend(client.stream("/v1/logs", follow=True)))
         assert error.details["sent"] is True
         assert relay.lost == 1
@@ -194,7 +194,7 @@ def test_answers_that_are_none(tmp_path: Path, answer: bytes, kind: str) -> None
 def test_a_node_that_says_nothing_is_a_timeout(tmp_path: Path) -> None:
     started = time.monotonic()
     with listener(tmp_path / "s", b"STALL"), Client(str(tmp_path / "s"), timeout_s=0.3) as client:
-        refused("internal", lambda: client.get("/v1/status"))
+        refused("timeout", lambda: client.get("/v1/status"))
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "t"))
         silent.listen(1)
