@@ -13,13 +13,13 @@ SPEC: Final = """\
 
 [[daemon]]
 name = "web"
-command = ["sh", "-c", 'n=0; while :; do n=$((n+1)); echo "GET / 200 request $n"; sleep 2; done']
+command = ["sh", "-c", 'while n=$((n+1)); do echo "GET / $n"; sleep 2; done']
 replicas = 3
 grace = "2s"
 
 [[daemon]]
 name = "worker"
-command = ["sh", "-c", 'n=0; while :; do n=$((n+1)); echo "job $n done"; sleep 3; done']
+command = ["sh", "-c", 'while n=$((n+1)); do echo "job $n done"; sleep 3; done']
 replicas = 2
 grace = "2s"
 

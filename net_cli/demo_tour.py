@@ -73,7 +73,7 @@ STEPS: Final = (
     Step("What would emptying it do? The cluster computes it and commits nothing.",
          "net admin drain --node b --drain-for 30s --preview"),
     Step("Empty it, and wait: its daemons start elsewhere.",
-         "net admin drain --node b --drain-for 30s --reason 'new disk' --wait --yes --operator alice"),
+         "net admin drain --node b --drain-for 30s --wait --yes --operator alice"),
     Step("Nothing is left on b.", "net daemon ls", until=_settled),
     Step("It stays cordoned until somebody says otherwise.", "net node ls"),
     Step("Mallory has a key too, ...", "net identity generate mallory"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from substrate.operator.ledger import LedgerBody, Refusal
@@ -88,7 +88,7 @@ def struct_table(*classes: type[WireStruct]) -> str:
     return table(("struct", "field", "codec"), rows)
 
 
-PARTS = {
+PARTS: dict[str, Callable[[], str]] = {
     "admin-events": admin_table,
     "scopes": scope_table,
     "event-structs": lambda: struct_table(DaemonSpec, events.DaemonRef),

@@ -62,7 +62,8 @@ def _created_view(document: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "To install it in a cluster, an operator (NAME) of that cluster runs:"
     yield f"  {command}"
-    yield "The first start of a new cluster installs it by itself: net node start --operator " + str(document["name"])
+    yield "The first node of a new cluster installs it by itself:"
+    yield f"  net node start --name a --operator {document['name']}"
 
 
 @identity.command("generate", examples=["net identity generate alice --note 'laptop'"])

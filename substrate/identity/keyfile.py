@@ -132,7 +132,7 @@ def _create(path: str, name: str, keypair: Keypair, note: str | None) -> KeyFile
     _require_linux()
     directory = os.path.dirname(path)
     try:
-        os.makedirs(os.path.dirname(directory) or ".", exist_ok=True)
+        os.makedirs(os.path.dirname(directory) or ".", mode=0o700, exist_ok=True)
         try:
             os.mkdir(directory, 0o700)
         except FileExistsError:

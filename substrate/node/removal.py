@@ -17,12 +17,14 @@ from substrate.node.lock import holder
 from substrate.wire.errors import NetError
 from substrate.wire.paths import cluster_dir, engine_dir, runtime_dir
 
+STOP_LIMIT_S: Final = 8.0
+"""How long a node may take to stop before it is killed."""
 LIMIT_S: Final = 15.0
 """How long the last processes of a stopped cluster may take to let go."""
 _POLL_S: Final = 0.02
 
 
-def end_nodes(cluster: str, limit_s: float = LIMIT_S) -> list[str]:
+def end_nodes(cluster: str, limit_s: float = STOP_LIMIT_S) -> list[str]:
     """End every node of the cluster on this machine, also one whose socket does not answer; returns their names.
 
     All get SIGTERM, which is a graceful stop, and SIGKILL after `limit_s`; then the guardian ends what it left.

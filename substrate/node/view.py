@@ -191,7 +191,7 @@ class ClusterView:
                 "health": running.health,
                 "restarts": running.restarts,
                 "pid": running.pid,
-                "age_ms": max(0, clock - running.since_ms) if running.since_ms else None,
+                "age_ms": max(0, clock - running.since_ms) if running.since_ms and running.pid else None,
                 "reason": running.reason,
                 "next_start_ms": max(0, running.next_start_ms - clock) if running.next_start_ms else None,
             }

@@ -46,6 +46,16 @@ CREATE TABLE entries (
 ) STRICT, WITHOUT ROWID;
 """
 
+_DAMAGE: Final = (
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.FormatError,
+    apsw.SQLError,
+    apsw.ConstraintError,
+    apsw.MismatchError,
+)
+"""Our statements are fixed and our keys new: what does not compile or collides is damage in the file."""
+
 
 def check_library(version: str | None = None) -> None:
     """Refuse a SQLite library older than MIN_LIBRARY with `missing-feature`."""
@@ -63,8 +73,7 @@ def translate(error: apsw.Error, path: Path) -> NetError:
     """The NetError of a failed SQLite call: `corrupt-store`, `disk-full`, `timeout`, else `io-error`."""
     details: dict[str, Any] = {"path": str(path), "sqlite": str(error)}
     short_read = getattr(error, "extendedresult", 0) in (apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_CORRUPTFS)
-    # Our statements are fixed, so one that SQLite cannot compile (SQLError) means a damaged schema.
-    if short_read or isinstance(error, apsw.CorruptError | apsw.NotADBError | apsw.FormatError | apsw.SQLError):
+    if short_read or isinstance(error, _DAMAGE):
         return corrupt(path, f"the store {path} is damaged: {error}", details)
     if isinstance(error, apsw.FullError):
         return NetError(
@@ -79,6 +88,15 @@ def corrupt(path: Path, message: str, details: dict[str, Any]) -> NetError:
     """A `corrupt-store` error whose hint is the way back."""
     hint = f"stop what uses it, move {path} aside and restore it from another node's copy or a backup"
     return NetError("corrupt-store", message, hint, details)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory (0700) and the missing ones above it, each durable in the one that holds it."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    _fsync(path.parent)
 
 
 def create(path: Path, vfs: str | None) -> None:
@@ -125,9 +143,11 @@ def connect(path: Path, *, read_only: bool, vfs: str | None, synchronous: str = 
         if path.stat().st_size == 0:
             raise corrupt(path, f"the store {path} is empty: it was cut", {"path": str(path)})
         name = str(path)
-        if read_only and not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
+        log = path.with_name(path.name + "-wal")
+        immutable = read_only and not os.access(path.parent, os.W_OK) and not log.exists()
+        if immutable:
             # SQLite cannot make its shared-memory file there, and nobody can be writing either.
-            name = f"file:{path.as_uri()[7:]}?immutable=1"
+            name = f"{path.absolute().as_uri()}?immutable=1"
             flags |= apsw.SQLITE_OPEN_URI
         connection = apsw.Connection(name, flags=flags, vfs=vfs)
     except apsw.Error as error:
@@ -137,7 +157,7 @@ def connect(path: Path, *, read_only: bool, vfs: str | None, synchronous: str = 
     except OSError as error:
         raise NetError("io-error", f"cannot read {path}: {error.strerror}", None, {"path": str(path)}) from error
     try:
-        _check_and_set_up(connection, path, synchronous)
+        _check_and_set_up(connection, path, synchronous, immutable=immutable)
     except apsw.Error as error:
         connection.close()
         raise translate(error, path) from error
@@ -147,7 +167,7 @@ def connect(path: Path, *, read_only: bool, vfs: str | None, synchronous: str = 
     return connection
 
 
-def _check_and_set_up(connection: apsw.Connection, path: Path, synchronous: str) -> None:
+def _check_and_set_up(connection: apsw.Connection, path: Path, synchronous: str, *, immutable: bool) -> None:
     connection.set_busy_timeout(BUSY_MS)
     if connection.pragma("application_id") != APPLICATION_ID:
         raise corrupt(path, f"{path} is not a RedEX store", {"path": str(path)})
@@ -159,7 +179,7 @@ def _check_and_set_up(connection: apsw.Connection, path: Path, synchronous: str)
             {"path": str(path)},
         )
     # The header says WAL since creation; anything else would mean rollback journals and other guarantees.
-    if (journal := connection.pragma("journal_mode")) != "wal" and "immutable=1" not in connection.filename:
+    if not immutable and (journal := connection.pragma("journal_mode")) != "wal":
         raise corrupt(path, f"{path} lost its write-ahead mode ({journal})", {"path": str(path)})
     connection.pragma("synchronous", synchronous)
     connection.pragma("wal_autocheckpoint", 0)  # the writer checkpoints where it can see the outcome

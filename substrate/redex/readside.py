@@ -126,7 +126,7 @@ class ReadSide:
     def on_commit(self, callback: Callable[[str, Head], None], chain: str | None = None) -> Callable[[], None]:
         """Call `callback(chain, new head)` after each commit of this process, in commit order, in the committing thread.
 
-        For all chains or one. It must be quick, must not raise and must not call the store's writing methods. Several
-        appends of one group are told as one new head. Returns the function that unsubscribes it.
+        For all chains or one. It must be quick and must not call the store's writing methods; what it raises is
+        logged. Several appends of one group are told as one new head. Returns the function that unsubscribes it.
         """
         return self._watchers.add(callback, chain)

@@ -7,6 +7,7 @@ until the file is opened again, so the process should end (`on_fatal`).
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -92,7 +93,7 @@ class Store(ReadSide):
             return store
         try:
             if create:
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                database.make_directory(path.parent)
             elif not path.exists():
                 raise NetError("store-not-found", f"there is no store at {path}", None, {"path": str(path)})
             lock = FileLock(path.with_name(path.name + ".lock"))
@@ -123,7 +124,7 @@ class Store(ReadSide):
             if not self.path.exists():
                 database.create(self.path, vfs)
         except OSError as error:
-            kind = "disk-full" if error.errno == 28 else "io-error"
+            kind = "disk-full" if error.errno == errno.ENOSPC else "io-error"
             raise NetError(kind, f"cannot create {self.path}: {error.strerror}") from error
         interval = durability if isinstance(durability, Interval) else None
         synchronous = "FULL" if interval is None else "NORMAL"
@@ -203,14 +204,17 @@ class Store(ReadSide):
         self._check_writable()
         if self._writer is None or not self._writer.knows(chain):
             check_chain_name(chain)
-        if entry_id is not None and len(entry_id) != ENTRY_ID_BYTES:
-            raise NetError("invalid-argument", f"an entry id is {ENTRY_ID_BYTES} bytes, not {len(entry_id)}")
-        if at_ms is not None and not 0 <= at_ms <= MAX_AT_MS:
-            raise NetError("invalid-argument", f"the stamp {at_ms} is out of range")
+        if entry_id is not None and (type(entry_id) is not bytes or len(entry_id) != ENTRY_ID_BYTES):
+            raise NetError("invalid-argument", f"an entry id is {ENTRY_ID_BYTES} bytes, not {entry_id!r}")
+        if at_ms is not None and (type(at_ms) is not int or not 0 <= at_ms <= MAX_AT_MS):
+            raise NetError("invalid-argument", f"the stamp {at_ms!r} is not one of milliseconds since 1970")
         request = Request(
             chain, payloads, records=records, expect=expect, at_ms=at_ms, entry_id=entry_id, create=create
         )
         contents = payloads if records is None else [record.payload for record in records]
+        seals = () if records is None else [record.seal for record in records]
+        if not {*map(type, contents), *map(type, seals)} <= {bytes}:  # found out in the commit, it would fail the group
+            raise NetError("invalid-argument", "payloads and seals are bytes")
         over = request.size > MAX_ENTRY_BYTES or len(contents) > MAX_ENTRY_RECORDS
         if over or not contents or max(map(len, contents)) > MAX_PAYLOAD_BYTES:
             check_entry_size(contents)  # says which limit; what it lets through is too large by its seals
@@ -234,6 +238,9 @@ class Store(ReadSide):
             return
         except (apsw.Error, NetError) as error:
             trouble = self._write_trouble(error)
+        except Exception as error:  # a bug of ours: nobody must wait for ever, nothing may build on what it left
+            trouble = NetError("internal", f"committing failed: {error!r}", None, {"outcome": "unknown"})
+            self._fail(trouble)
         for request in group:
             if request.error is None:
                 request.result = None

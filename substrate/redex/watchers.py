@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from substrate.wire.records import Head
 
 if TYPE_CHECKING:
     from substrate.redex.tail import Tail
+
+_log = logging.getLogger(__name__)
 
 Callback = Callable[[str, Head], None]
 
@@ -29,7 +32,14 @@ class Watchers:
                 tail.wake()
             for wanted, callback in self._callbacks:
                 if wanted is None or wanted == chain:
-                    callback(chain, head)
+                    self._call(callback, chain, head)
+
+    @staticmethod
+    def _call(callback: Callback, chain: str, head: Head) -> None:
+        try:
+            callback(chain, head)
+        except Exception:  # the records are durable: the appender must hear so, and the other watchers too
+            _log.exception("a callback on commits of chain %s failed", chain)
 
     def add(self, callback: Callback, chain: str | None) -> Callable[[], None]:
         """Register a callback; returns how to remove it."""

@@ -140,15 +140,18 @@ def _read_duration(reader: Reader) -> int:
     seconds, nanos = reader.varint(), reader.varint()
     if nanos >= 1_000_000_000 or nanos % 1_000_000:
         raise PostcardError("a duration is not in whole milliseconds")
-    return seconds * 1000 + nanos // 1_000_000
+    ms = seconds * 1000 + nanos // 1_000_000
+    if ms > U64_MAX:
+        raise PostcardError("a duration is over 64 bits of milliseconds")
+    return ms
 
 
 def _hex_of(length: int | None) -> Callable[[Any], bytes]:
     def parse(value: Any) -> bytes:
         try:
-            if not isinstance(value, str) or value != value.lower():
+            raw = bytes.fromhex(value) if isinstance(value, str) else b""
+            if raw.hex() != value:  # fromhex passes over blanks and takes capitals
                 raise ValueError
-            raw = bytes.fromhex(value)
         except ValueError:
             raise ValueError("must be lowercase hex") from None
         if length is not None and len(raw) != length:

@@ -134,7 +134,8 @@ class Union(typing.Generic[S]):
 
     def from_json(self, document: Any) -> Any:
         """Build a variant from `{"kind": ..., fields}`; raises `invalid-argument`."""
-        if not isinstance(document, dict) or document.get("kind") not in self.by_kind:
+        kind = document.get("kind") if isinstance(document, dict) else None
+        if not isinstance(kind, str) or kind not in self.by_kind:
             raise invalid_field(self.name, "kind", f"must be one of {', '.join(sorted(self.by_kind))}")
         fields = {name: value for name, value in document.items() if name != "kind"}
-        return self.by_kind[document["kind"]].from_json(fields, document["kind"])
+        return self.by_kind[kind].from_json(fields, kind)

@@ -199,6 +199,39 @@ def test_an_interrupt_in_a_leader_passes_the_lead_on() -> None:
     assert groups.submit(Request("a", [b"x"])).result(10) == Appended(1, EMPTY)
 
 
+def test_a_raising_callback_is_logged_and_harms_nobody(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[int] = []
+
+    def raising(chain: str, head: Head) -> None:
+        raise ValueError("mine")
+
+    store.on_commit(raising)
+    store.on_commit(lambda _, head: told.append(head.seq))
+    assert store.append("a", [b"1"], create=True).first_seq == 1
+    assert store.submit("a", [b"2"]).result(10).first_seq == 2
+    assert store.submit("a", [b"3"]).result(10).first_seq == 3
+    store.close()
+    assert told == [1, 2, 3]
+    assert caplog.text.count("ValueError: mine") == 3
+
+
+def test_an_unforeseen_failure_ends_the_store_and_leaves_nobody_waiting(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from substrate.redex import writer
+
+    def broken_clock() -> int:
+        raise RuntimeError("no clock")
+
+    store.create_chain("a")
+    monkeypatch.setattr(writer, "wall_ms", broken_clock)
+    outcome = store.submit("a", [b"1"]).exception(10)
+    assert isinstance(outcome, NetError)
+    assert (outcome.kind, outcome.details["outcome"]) == ("internal", "unknown")
+    with pytest.raises(NetError, match="failed before"):
+        store.append("a", [b"3"])
+
+
 def test_interval_durability_flushes_by_time_by_bytes_and_at_the_end(tmp_path: Path) -> None:
     with Store.open(tmp_path / "s.db", durability=Interval(ms=20, max_bytes=1000)) as store:
         flusher = store._flusher

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +59,6 @@ def test_a_record_is_sealed_stamped_and_chained(store: Store) -> None:
 
 
 def test_the_stamp_is_the_wall_clock_in_milliseconds(store: Store) -> None:
-    import time
-
     before = time.time_ns() // 1_000_000
     store.append("a", [b"x"], create=True)
     (record,) = store.read("a", 1)
@@ -219,6 +221,9 @@ def test_limits(store: Store) -> None:
         (lambda: store.append("a", [b"x"], entry_id=b"short"), "invalid-argument"),
         (lambda: store.append("a", [b"x"], at_ms=-1), "invalid-argument"),
         (lambda: store.append("a", [b"x"], at_ms=1 << 63), "invalid-argument"),
+        (lambda: store.append("a", [b"x"], at_ms=1.5), "invalid-argument"),  # type: ignore[arg-type]
+        (lambda: store.append("a", [b"x", "y"]), "invalid-argument"),  # type: ignore[list-item]
+        (lambda: store.append("a", [b"x"], entry_id="0123456789abcdef"), "invalid-argument"),  # type: ignore[arg-type]
         (lambda: store.tail("a", buffer=0), "invalid-argument"),
         (lambda: store.tail("a", -1), "invalid-argument"),
         (lambda: Retention(max_records=-1), "invalid-argument"),
@@ -319,16 +324,32 @@ def test_reading_beside_the_owner(path: Path) -> None:
         assert other.head("a").seq == 2
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_reading_from_a_directory_that_is_not_ours_to_write(path: Path) -> None:
-    with Store.open(path) as owner:
-        owner.append("a", [b"1"], create=True)
-    path.parent.chmod(0o500)
-    try:
-        with Store.open(path, read_only=True) as other:
-            assert [r.payload for r in other.read("a", 1)] == [b"1"]
-    finally:
-        path.parent.chmod(0o700)
+READ_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from substrate.redex import Store
+if os.geteuid() == 0:
+    os.setuid(65534)
+assert not os.access(Path(sys.argv[1]).parent, os.W_OK)
+with Store.open(Path(sys.argv[1]), read_only=True) as store:
+    print(store.verify("a").seq, store.read("a", 1)[0].payload)
+"""
+
+
+def test_reading_from_a_directory_that_is_not_ours_to_write() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # not under pytest's, which only its owner may enter
+        path = Path(directory) / "with space" / "s.db"
+        with Store.open(path) as owner:
+            owner.append("a", [b"1"], create=True)
+        path.chmod(0o444)
+        path.parent.chmod(0o555)
+        path.parent.parent.chmod(0o755)
+        try:
+            command = [sys.executable, "-c", READ_AS_NOBODY, str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        finally:
+            path.parent.chmod(0o755)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "1 b'1'\n", "")
 
 
 def test_a_store_that_is_not_there(path: Path) -> None:
