@@ -57,7 +57,7 @@ def read_proposal(path: str, cluster: str) -> dict[str, Any]:
 
 def describe(proposal: dict[str, Any]) -> Iterator[str]:
     """What a signature would agree to, from the bytes' own fields."""
-    yield printable(f"{proposal['event']['kind']} {subject(proposal.get('target') or {})}")
+    yield printable(f"{proposal['event']['kind']} {subject(proposal.get('target') or {})}".rstrip())
     yield from fields({key: value for key, value in proposal["event"].items() if key != "kind"}, indent="  ")
     if proposal["reason"]:
         yield printable(f"  reason: {proposal['reason']}")

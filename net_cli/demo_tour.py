@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 def _met(tour: Tour) -> bool:
     rows = tour.ask("node", "ls", "--via", "a")
-    return len(rows) == 3 and any(row["leader"] for row in rows) and sum(row["rtt_ms"] is not None for row in rows) == 2
+    return len(rows) == 3 and any(row["leader"] for row in rows) and sum(row["rtt_us"] is not None for row in rows) == 2
 
 
 def _settled(tour: Tour, without: str | None = None) -> bool:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WAIT_MARGIN_MS = 60_000
 """How much longer than the work's own deadline a wait goes on before it gives up."""
 
+_MOVING = ("drain", "enter-maintenance", "invalidate-placement")
+"""Events whose progress counts daemons that left a node; that of the others counts daemons that are as wanted."""
+
 
 class Choices(NamedTuple):
     """What the options of a signed command said. `wait` is None where neither --wait nor --detach was given."""
@@ -127,13 +130,19 @@ def wait_for(app: App, client: Client, commit: dict[str, Any], work_ms: int | No
 
 def progress_line(commit: dict[str, Any], progress: dict[str, Any]) -> str:
     """One line about work under way."""
-    line = f"{commit['event_kind']} {subject(commit.get('target') or {})}: {progress['state']}"
+    line = f"{_title(commit)}: {progress['state']}"
     if progress.get("total"):
-        line += f", {progress.get('moved', 0)} of {progress['total']} moved"
+        verb = "moved" if commit["event_kind"] in _MOVING else "done"
+        line += f", {progress.get('moved', 0)} of {progress['total']} {verb}"
     names = [f"{item.get('daemon_name')}/{item.get('instance')}" for item in progress.get("remaining", [])]
     if names:
         line += f", waiting for {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return printable(line)
+
+
+def _title(commit: dict[str, Any]) -> str:
+    """What was done to what; some events have no target."""
+    return f"{commit['event_kind']} {subject(commit.get('target') or {})}".rstrip()
 
 
 def subject(target: dict[str, Any]) -> str:
@@ -159,7 +168,7 @@ def preview_document(proposal: dict[str, Any]) -> dict[str, Any]:
 def preview_view(document: dict[str, Any]) -> Iterator[str]:
     """What a command would do, for people: exactly what the node computed."""
     proposal, radius = document["proposal"], document["blast_radius"] or {}
-    yield printable(f"{proposal['event']['kind']} {subject(proposal.get('target') or {})}")
+    yield printable(f"{proposal['event']['kind']} {subject(proposal.get('target') or {})}".rstrip())
     for title, names in (
         ("nodes", [item.get("node_name") for item in radius.get("affected_nodes", [])]),
         ("daemons", [_instance(item) for item in radius.get("affected_daemons", [])]),
@@ -185,11 +194,12 @@ def _place(value: Any) -> str:
 
 def commit_view(document: dict[str, Any]) -> Iterator[str]:
     """A commit in a few lines."""
-    line = f"{document['event_kind']} {subject(document.get('target') or {})}: {document['outcome']}"
+    line = f"{_title(document)}: {document['outcome']}"
     if document.get("result"):
         line += f", {document['result']} after {duration(document.get('elapsed_ms'))}"
     yield printable(line)
-    yield printable(f"  commit {document['commit_id']}, seq {document['seq']}, signed by {document.get('operator')}")
+    signers = ", ".join(str(item["name"]) for item in document.get("operators") or []) or document.get("operator")
+    yield printable(f"  commit {document['commit_id']}, seq {document['seq']}, signed by {signers}")
     for warning in document.get("warnings") or []:
         yield f"  warning: {plain(warning)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -9,8 +10,9 @@ import click
 from net_cli.context import App, pass_app
 from net_cli.core import group
 from net_cli.options import decorate
+from net_cli.output import screen_width
 from net_cli.params import MOMENT, REF, complete
-from net_cli.table import Column, moment, printable
+from net_cli.table import Column, moment, printable, table
 
 COLUMNS = (
     Column("SEQ", "seq", right=True),
@@ -20,6 +22,12 @@ COLUMNS = (
     Column("TARGET", lambda row: _subject(row), flexible=True),
     Column("OUTCOME", "outcome"),
     Column("REASON", "reason", flexible=True),
+)
+COPIES = (
+    Column("COPY OF", "holder"),
+    Column("LEDGER TO", "head_seq", right=True),
+    Column("CONTROL TO", "control_seq", right=True),
+    Column("CHECKPOINTS", "checkpoints", right=True),
 )
 FILTERS = (
     click.Option(
@@ -124,4 +132,11 @@ def verify(app: App, path: str | None, node: str | None, online: bool) -> None:
     from substrate.operator.verify import verify_files
     from substrate.wire.paths import cluster_dir
 
-    app.out.record(verify_files(path or cluster_dir(app.cluster), node))
+    app.out.record(verify_files(path or cluster_dir(app.cluster), node), _verified)
+
+
+def _verified(document: dict[str, Any]) -> Iterator[str]:
+    yield f"good: {document['records']} records of cluster {document['cluster']} ({document['cluster_id']})"
+    yield f"  head {document['head_hash']}"
+    yield ""
+    yield from table(document["copies"], COPIES, screen_width(), False)

@@ -34,8 +34,8 @@ def demo() -> None:
 def up(app: App, nodes: int) -> None:
     """Start the cluster demo: nodes, six daemons, two chains, an operator.
 
-    The operator's key is called demo. Use it like any cluster: net node ls --cluster demo. If anything fails,
-    nothing of it stays.
+    The operator's key is called demo too. With --cluster demo, or NET_CLUSTER=demo, every command works on it. If
+    anything fails, nothing of it stays.
     """
     from net_cli.demo_cluster import up as put_up
 

@@ -19,7 +19,7 @@ COLUMNS = (
     Column("STATE", lambda row: _state(row)),
     Column("LEADER", "leader"),
     Column("DAEMONS", "daemons", right=True),
-    Column("RTT", lambda row: f"{row['rtt_ms']:.1f}ms" if row.get("rtt_ms") is not None else None, right=True),
+    Column("RTT", lambda row: f"{row['rtt_us'] / 1000:.1f}ms" if row.get("rtt_us") is not None else None, right=True),
     Column("CPU", lambda row: f"{row['cpu_percent']:.0f}%" if row.get("cpu_percent") is not None else None, right=True),
     Column("MEM", lambda row: size(row.get("mem_used_bytes")), right=True),
 )

@@ -74,7 +74,7 @@ class ClusterView:
             "session": str(member.session) if member else None,
             "labels": list(member.labels) if member else [],
             "daemons": sum(1 for assignment in world.control.assignments.values() if assignment.node == node),
-            "rtt_ms": None if rtt is None or rtt.rtt_ms is None else round(rtt.rtt_ms, 3),
+            "rtt_us": None if rtt is None or rtt.rtt_ms is None else round(rtt.rtt_ms * 1000),
             "rtt_age_ms": None if rtt is None else rtt.age_ms,
             "cpu_percent": _value(load.cpu_percent) if load else None,
             "load1": _value(load.load1) if load else None,

@@ -45,6 +45,8 @@ class _Waiting(msgspec.Struct, eq=False):
     payload: bytes
     signatures: tuple[OperatorSignature, ...]
     done: asyncio.Future[Entry]
+    refusal: NetError | None = None
+    """Why it was judged so, with the hint and details that the record does not keep."""
 
 
 class Gateway:
@@ -170,7 +172,7 @@ class Gateway:
         for item in batch:
             if item.done.done():
                 continue  # its client has left
-            refusal = self._judge(item, at_ms)
+            refusal = item.refusal = self._judge(item, at_ms)
             if refusal is not None and not self._is_recordable(item):
                 self.unrecorded_refusals += 1
                 _refuse(item, self._explain(refusal, item))
@@ -228,7 +230,10 @@ class Gateway:
         else:
             refusal = entry.body.refusal
             assert refusal is not None
-            error = NetError(refusal.kind, refusal.message, None)
+            judged = item.refusal
+            error = NetError(
+                refusal.kind, refusal.message, judged.hint if judged else None, judged.details if judged else None
+            )
             item.done.set_exception(self._explain(error, item))
 
     def _explain(self, error: NetError, item: _Waiting) -> NetError:

@@ -115,7 +115,7 @@ class SmallNode:
         return {"status": "degraded", "checks": [{"name": "engine", "status": "ok", "detail": "up"}]}
 
     def _node(self, key: int) -> dict[str, Any]:
-        known = {"rtt_ms": 0.25, "cpu_percent": 3.0, "mem_used_bytes": 3 * 1024**3} if key != 12 else {}
+        known = {"rtt_us": 250, "cpu_percent": 3.0, "mem_used_bytes": 3 * 1024**3} if key != 12 else {}
         return {
             "node_id": str(key),
             "name": NODES[key],
@@ -127,7 +127,7 @@ class SmallNode:
             "session": "1",
             "labels": ["zone=1"],
             "daemons": 2,
-            "rtt_ms": None,
+            "rtt_us": None,
             "cpu_percent": None,
             "mem_used_bytes": None,
         } | known

@@ -72,7 +72,7 @@ def _key_problems(key: str, value: Any) -> Iterator[str]:
         yield "is no id: a string of decimal digits"
     elif (key == "at" or key.endswith("_at")) and not (isinstance(value, str) and _ISO.fullmatch(value)):
         yield "is no ISO 8601 time with milliseconds and Z"
-    elif key.endswith(("_ms", "_bytes")) and not _is_count(value):
+    elif key.endswith(("_ms", "_us", "_bytes")) and not _is_count(value):
         yield "is no whole number"
     elif key in ENUM_KEYS and isinstance(value, str) and not _KEBAB.fullmatch(value):
         yield "is not kebab-case"
@@ -112,7 +112,7 @@ def check(name: str, document: Any) -> None:
 # -- pinning --------------------------------------------------------------------------------------------------------
 
 MEASURED: Final = {
-    "rtt_ms": "<number|null>",
+    "rtt_us": "<us|null>",
     "rtt_age_ms": "<ms|null>",
     "load_age_ms": "<ms|null>",
     "last_seen_ms": "<ms|null>",
@@ -137,6 +137,7 @@ MEASURED: Final = {
     "control_seq": "<seq>",
     "head_seq": "<seq>",
     "first_seq": "<seq>",
+    "folded_seq": "<seq>",
     "seq": "<seq>",
     "records": "<count>",
     "checkpoints": "<count>",
@@ -159,6 +160,7 @@ _INSIDE: Final = (
     (re.compile(r"\b[0-9a-f]{65,}\b"), "<hex>"),
     (re.compile(r"\b[0-9]{15,20}\b"), "<id>"),
     (re.compile(r"\b[0-9]+ s ago\b"), "<s> ago"),
+    (re.compile(r"\bprocess [0-9]+\b"), "process <pid>"),
 )
 
 

@@ -262,6 +262,12 @@ def test_the_schema_of_the_configuration_is_a_schema(session: Session) -> None:
     assert not accepts({"default": {"ice_signature_threshold": 0}})
 
 
+def test_the_file_of_a_proposal(session: Session, json_snapshot: SnapshotAssertion) -> None:
+    document = json.loads((session.cluster.root / "p.json").read_text())
+    check("proposal-file", document)
+    assert json_snapshot(name="proposal-file") == pin(document, session.cluster.root)
+
+
 def test_no_secret_is_in_any_document(session: Session) -> None:
     from tests.contract.keys import seed_of
 
@@ -289,6 +295,6 @@ def _objects(schema: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
 def test_every_schema_is_used() -> None:
     """A schema nobody refers to would rot."""
     text = "".join(path.read_text() for path in SCHEMAS.glob("*.json"))
-    used = {step.schema for step in STORY} | {"stream-lagged", "progress", "types"}
+    used = {step.schema for step in STORY} | {"types", "proposal-file", "progress", "stream-lagged"}
     unused = {path.stem for path in SCHEMAS.glob("*.json") if path.stem not in used and f'"{path.name}"' not in text}
     assert not unused

@@ -25,7 +25,7 @@ KEEPS = 5000
 def node_row(name: str) -> dict[str, Any]:
     return {
         "node_id": "18446744073709551615", "name": name, "node_name": name, "state": "alive", "leader": name == "a",
-        "cordoned": False, "maintenance": "active", "session": "7", "labels": ["gpu"], "daemons": 2, "rtt_ms": 0.2,
+        "cordoned": False, "maintenance": "active", "session": "7", "labels": ["gpu"], "daemons": 2, "rtt_us": 200,
         "rtt_age_ms": 10, "cpu_percent": None, "mem_used_bytes": 1, "mem_total_bytes": 2, "disk_used_bytes": 1,
         "disk_total_bytes": 2, "load_age_ms": 5, "last_seen_ms": 3, "version": "0.1", "endpoints": ["unix:/x"],
         "public_key": HEX32,
@@ -71,7 +71,7 @@ class SampleApi:
         return {
             "cluster": self.cluster, "cluster_id": self.cluster_id, "node_id": self.node_id, "node_name": self.name,
             "session": "9", "state": "running", "leader": "a", "term": 1, "admin_seq": 4, "control_seq": 2,
-            "engine": {"kind": "local"}, "nodes": 3, "daemons": 6, "uptime_ms": 12, "peer_pid": request.peer.pid,
+            "engine": {"kind": "local"}, "nodes": {"alive": 3, "total": 3}, "daemons": {"running": 6, "total": 6}, "uptime_ms": 12, "peer_pid": request.peer.pid,
         }  # fmt: skip
 
     async def health(self, request: Request) -> Any:

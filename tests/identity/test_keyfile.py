@@ -273,7 +273,7 @@ def test_no_moment_shows_a_key_to_others(no_umask: None, directory: str) -> None
         return watcher.poll() is not None
 
     try:
-        wait_until(again, "10 000 looks at the keys", 60)
+        wait_until(again, 60, "10 000 looks at the keys")
         seen, inodes, bad = watcher.stdout.read().split(maxsplit=2)
     finally:
         watcher.kill()

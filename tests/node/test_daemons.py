@@ -18,7 +18,7 @@ def cluster() -> Iterator[ClusterHarness]:
         cluster.up(("a", "b", "c"))
         leader(cluster)
         # Short times, set as every cluster sets them: by a signed event.
-        times = ("backoff_initial_ms=50", "backoff_max_ms=100", "crash_limit=3", "crash_cooldown_ms=2000")
+        times = ("backoff_initial_ms=50ms", "backoff_max_ms=100ms", "crash_limit=3", "crash_cooldown_ms=2s")
         cluster.ok("admin", "policy", "set", *times, "--operator", "alice")
         yield cluster
 
@@ -41,7 +41,11 @@ def test_scaling_does_not_disturb_the_instances_that_stay(fleet: Fleet) -> None:
     fleet.apply(fleet.spec("w", replicas=4))
     four = pids(fleet.running(count=4))
     assert {key: four[key] for key in two} == two
-    assert sorted(row["node_name"] for row in fleet.rows()) in (["a", "a", "b", "c"], ["a", "b", "b", "c"], ["a", "b", "c", "c"])
+    assert sorted(row["node_name"] for row in fleet.rows()) in (
+        ["a", "a", "b", "c"],
+        ["a", "b", "b", "c"],
+        ["a", "b", "c", "c"],
+    )
     fleet.apply(fleet.spec("w", replicas=1))
     one = pids(fleet.running(count=1))
     assert one == {("w", 0): two["w", 0]}
@@ -94,14 +98,19 @@ def test_restart_stop_and_remove(fleet: Fleet) -> None:
 
 def test_restart_all_daemons_goes_one_by_one(fleet: Fleet) -> None:
     cluster = fleet.cluster
-    fleet.apply(*(fleet.spec(name, requires=["node=b"]) for name in ("one", "two", "three")), fleet.spec("away", requires=["node=a"]))
+    fleet.apply(
+        *(fleet.spec(name, requires=["node=b"]) for name in ("one", "two", "three")),
+        fleet.spec("away", requires=["node=a"]),
+    )
     before = pids(fleet.running(count=4))
     commit = admin(cluster, "restart-all-daemons", "b", "--wait")
     assert commit["result"] == "restarted"
     after = pids(fleet.running(count=4))
     assert after["away", 0] == before["away", 0]
     runs = fleet.assert_never_twice()
-    starts = sorted((run for run in runs if run.pid in set(after.values()) and run.node == "b"), key=lambda r: r.first_ns)
+    starts = sorted(
+        (run for run in runs if run.pid in set(after.values()) and run.node == "b"), key=lambda r: r.first_ns
+    )
     ends = {run.who: run for run in runs if run.pid in set(before.values()) and run.node == "b"}
     assert len(starts) == 3 and all(run.terminated for run in ends.values())
     for earlier, later in zip(starts, starts[1:], strict=False):
@@ -142,7 +151,7 @@ def test_crash_loop_and_missing_program_are_visible(fleet: Fleet) -> None:
 
     row = wait_until(looping, 15.0, "the crash loop to be seen", every_s=0.05)
     assert row["last_exit"]["code"] == 3 and row["restarts"] >= 2
-    assert 0 <= row["next_start_ms"] <= 2_000 and row["pid"] is None
+    assert 0 <= row["next_start_ms"] <= 2_200 and row["pid"] is None  # up to a tenth longer, to spread starts
     ghost = wait_until(lambda: fleet.row("ghost"), 5.0, "a row")
     assert ghost["lifecycle"] in ("crash-looping", "backing-off"), ghost
     assert "/nonexistent/program" in ghost["reason"], ghost

@@ -160,7 +160,9 @@ def test_drain_of_all_nodes_but_one(fleet: Fleet) -> None:
     fleet.running(count=3, on="b")
     refused = drain(cluster, "b", "1s", "--wait")
     assert refused.code == 1, refused
-    assert all("a: is drained" in reason and "c: is drained" in reason for reason in refused.error["details"]["reasons"])
+    assert all(
+        "a: is drained" in reason and "c: is drained" in reason for reason in refused.error["details"]["reasons"]
+    )
     fleet.running(count=3, on="b")  # nowhere to go: it keeps them
 
 
