@@ -6,6 +6,7 @@ recomputed; copies must agree, and no checkpoint of any node may lie beyond or b
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from substrate.operator.fold import fold_record, tampered
 from substrate.operator.ledger import ADMIN_CHAIN, CONTROL_CHAIN
 from substrate.operator.state import LedgerState
 from substrate.redex import Store
-from substrate.wire.control import decode_control
+from substrate.wire.control import TermOpened, decode_control
 from substrate.wire.envelope import seal_payload
 from substrate.wire.errors import NetError
 from substrate.wire.postcard import PostcardError
@@ -117,7 +118,7 @@ def _fold_all(store: Store, copy: Copy) -> None:
 
 def _verify_control(store: Store, state: LedgerState) -> Head:
     """Hashes, terms and seals of the decisions; a leader must be a node the ledger admitted."""
-    head, term = EMPTY, 0
+    head, term, of_term = EMPTY, 0, 0
     expected = store.head(CONTROL_CHAIN).seq
     while head.seq < expected:
         records = store.read(CONTROL_CHAIN, head.seq + 1, limit=BATCH)
@@ -126,15 +127,16 @@ def _verify_control(store: Store, state: LedgerState) -> Head:
         for record in records:
             head = check_follows(CONTROL_CHAIN, head, [record])
             try:
-                record_term, leader, _ = decode_control(record.payload)
+                record_term, leader, event = decode_control(record.payload)
             except PostcardError as error:
                 raise _bad_control(record.seq, f"it cannot be decoded: {error}") from error
             node = state.nodes.get(leader)
             if node is None or not verify_strict(node.public_key, seal_payload(record.hash), record.seal):
                 raise _bad_control(record.seq, "its leader's signature does not verify")
-            if record_term < term:
-                raise _bad_control(record.seq, "its term is over")
-            term = record_term
+            if isinstance(event, TermOpened) and record_term > term:
+                term, of_term = record_term, leader
+            elif isinstance(event, TermOpened) or (record_term, leader) != (term, of_term):
+                raise _bad_control(record.seq, "its term is over, or another node's")
     return head
 
 
@@ -159,10 +161,8 @@ def _compare(copy: Copy, longest: Copy) -> None:
 def _check_mark(mark: Checkpoint, holder: str, own: Copy, longest: Copy) -> None:
     """A checkpoint must be genuine, and the record it speaks of must be there with that hash."""
     state = longest.state
-    node = state.nodes.get(int(mark.node_id))
-    genuine = node is not None and verify_strict(node.public_key, mark.payload(), bytes.fromhex(mark.signature))
-    if not genuine and mark.seq <= state.head.seq:
-        error = tampered(mark.seq, f"a checkpoint of {holder} about it carries no valid signature")
+    if mark.seq <= state.head.seq and not _is_genuine(mark, state):
+        error = tampered(max(1, mark.seq), f"a checkpoint of {holder} about it carries no valid signature")
     elif mark.seq > own.state.head.seq:
         error = tampered(own.state.head.seq + 1, f"{holder} had records to {mark.seq}: its ledger was cut")
     elif own.heads[mark.seq].hex() != mark.hash:
@@ -171,3 +171,12 @@ def _check_mark(mark: Checkpoint, holder: str, own: Copy, longest: Copy) -> None
         return
     error.details["holder"] = holder
     raise error
+
+
+def _is_genuine(mark: Checkpoint, state: LedgerState) -> bool:
+    try:
+        node = state.nodes.get(int(mark.node_id))
+        signature, signed = bytes.fromhex(mark.signature), mark.payload()
+    except (ValueError, struct.error):
+        return False  # no id, no hex, or a number out of range: nothing a node ever wrote
+    return mark.seq > 0 and node is not None and verify_strict(node.public_key, signed, signature)

@@ -94,10 +94,9 @@ class Reader:
                 return chain.head.hash, [], chain
             previous, bytes_before = chain.point(self._cursor.execute, first - 1)
             last = min(first + limit - 1, chain.head.seq)
-            if chain.end_bytes - bytes_before <= max_bytes:
-                enough = chain.end_bytes
-            else:
-                enough = max(bytes_before + max_bytes, chain.point(self._cursor.execute, first)[1])
+            enough = bytes_before + max_bytes
+            if chain.end_bytes > enough and (first_end := chain.point(self._cursor.execute, first)[1]) > enough:
+                enough, last = first_end, first  # one record at least
             found = self._cursor.execute(_RANGE, (chain.key0 + first, chain.key0 + last, enough)).fetchall()
             rows = cast("list[ScanRow]", found)
         if not rows or rows[0][0] != first or rows[-1][0] - first + 1 != len(rows):
@@ -154,6 +153,26 @@ class Reader:
                 return head if head is not None and head.seq >= chain.head.seq else chain.head
             head = Head(rows[-1][0], rows[-1][2])
             seq = head.seq + 1
+
+    def check_file(self) -> None:
+        """Check the structure of the whole file; `corrupt-store` with SQLite's first finding, or a stray record's key."""
+        with self._snapshot():
+            findings = self._cursor.execute("PRAGMA quick_check(1)").fetchall()
+            if findings != [("ok",)]:
+                raise corrupt(self._path, f"the store {self._path} is damaged: {findings[0][0]}", {})
+            names = self._cursor.execute("SELECT name FROM chains ORDER BY id").fetchall()
+            free_from = -1 << 63
+            for (name,) in names:
+                chain = self._chain(str(name))
+                self._check_stray(free_from, chain.key0 + chain.base_seq)
+                free_from = chain.key0 + chain.head.seq + 1
+            self._check_stray(free_from, (1 << 63) - 1)
+
+    def _check_stray(self, first_key: int, last_key: int) -> None:
+        sql = "SELECT key FROM records WHERE key BETWEEN ? AND ? LIMIT 1"
+        stray = self._cursor.execute(sql, (first_key, last_key)).fetchone()
+        if stray is not None:
+            raise corrupt(self._path, f"the store {self._path} holds a record of no chain", {"key": stray[0]})
 
     def _first_unreadable(self, name: str, from_seq: int) -> int:
         """Which record of an unreadable stretch is the first that cannot be read by itself."""

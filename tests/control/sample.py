@@ -71,7 +71,8 @@ class SampleApi:
         return {
             "cluster": self.cluster, "cluster_id": self.cluster_id, "node_id": self.node_id, "node_name": self.name,
             "session": "9", "state": "running", "leader": "a", "term": 1, "admin_seq": 4, "control_seq": 2,
-            "engine": {"kind": "local"}, "nodes": {"alive": 3, "total": 3}, "daemons": {"running": 6, "total": 6}, "uptime_ms": 12, "peer_pid": request.peer.pid,
+            "engine": {"kind": "local"}, "nodes": {"alive": 3, "total": 3},
+            "daemons": {"running": 6, "total": 6}, "uptime_ms": 12, "peer_pid": request.peer.pid,
         }  # fmt: skip
 
     async def health(self, request: Request) -> Any:

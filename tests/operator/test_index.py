@@ -151,7 +151,8 @@ async def copied(directory: Path, records: list[Record]) -> bytes:
         copy = LedgerCopy(directory, store, key("node-a"))
         try:
             await copy.advance(records)
-            assert copy.index.head() == copy.head.seq
+            found = copy.query(AuditFilter(limit=1000))
+            assert [entry.record.seq for entry in found] == list(range(copy.head.seq, 0, -1))
             return snapshot(copy.state)
         finally:
             copy.close()
@@ -228,10 +229,11 @@ def test_a_tampered_record_stops_a_copy_for_good(tmp_path: Path) -> None:
                 with pytest.raises(NetError) as caught:
                     await copy.advance(records)
                 assert (caught.value.kind, caught.value.details["seq"]) == ("ledger-tampered", 6)
-            assert copy.head.seq == store.head(ADMIN_CHAIN).seq == 5
+            assert copy.head.seq == 5
             with pytest.raises(NetError) as caught:
                 await copy.wait_for(6, 5.0)
             assert caught.value.kind == "ledger-tampered"
             copy.close()
+            assert store.head(ADMIN_CHAIN).seq == 5, "what was verified is kept, the rest never reaches the disk"
 
     asyncio.run(scenario())

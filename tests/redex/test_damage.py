@@ -130,6 +130,7 @@ def test_every_flipped_byte_is_found_or_harmless(path: Path) -> None:
         flip(path, offset, noise.randrange(8))
         try:
             with Store.open(path) as store:
+                store.check_file()
                 for name, rows in truth.items():
                     store.verify(name)
                     assert [(r[0], r[1], r[2], r[3]) for r in store.scan(name)] == [tuple(r[:4]) for r in rows], offset
@@ -159,6 +160,21 @@ def test_tampering_with_sqlite_is_found(path: Path, tamper: str, first_bad: int)
         with pytest.raises(NetError) as caught:
             store.verify("a")
         assert (caught.value.kind, caught.value.details["seq"]) == ("corrupt-store", first_bad)
+
+
+@pytest.mark.parametrize("moved_to", ["(7 << 44) + 1", "1 << 44", "-5", "(3 << 44)"])
+def test_a_record_outside_of_every_chain_is_found(path: Path, moved_to: str) -> None:
+    with Store.open(path) as store:
+        store.check_file()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(f"UPDATE records SET key={moved_to} WHERE key=(SELECT max(key) FROM records)")
+    connection.close()
+    with Store.open(path) as store:
+        assert store.verify("b").seq == 19  # a cut tail: nothing in the chain itself tells
+        with pytest.raises(NetError) as caught:
+            store.check_file()
+        assert caught.value.kind == "corrupt-store"
 
 
 def test_a_damaged_page_in_the_middle_names_a_record(path: Path) -> None:
