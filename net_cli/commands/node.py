@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,19 +168,24 @@ def rm(app: App, /, name: str, **values: Any) -> None:
 @pass_app
 def token(app: App, ttl_ms: int, out: str | None, reason: str) -> None:
     """Make a token that admits one node (signed). The token is a secret and is shown once."""
-    from net_cli.signing import commit_event
+    from net_cli.signing import commit_event, write_secret
     from substrate.identity.keys import Keypair
+    from substrate.wire.errors import NetError
 
     app.refuse_if_read_only()
     key, secret = app.key(), Keypair.generate()
+    text = secret.seed().hex()
     event = {"kind": "join-token", "public_key": secret.public_key.hex(), "ttl_ms": ttl_ms}
     with app.attach() as client:
-        commit = commit_event(client, key, event, reason)
-    text = secret.seed().hex()
+        if out is not None:  # before the commit: a token whose secret could not be kept would admit nobody
+            write_secret(out, text + "\n")
+        try:
+            commit = commit_event(client, key, event, reason)
+        except NetError as error:
+            if out is not None and error.kind != "unknown-outcome":
+                os.unlink(out)
+            raise
     if out is None:
         app.out.record(commit | {"token": text}, lambda row: [str(row["token"])])
-        return
-    from net_cli.signing import write_secret
-
-    write_secret(out, text + "\n")
-    app.out.record(commit | {"out": out}, lambda row: [f"wrote {row['out']}, good for {duration(ttl_ms)}"])
+    else:
+        app.out.record(commit | {"out": out}, lambda row: [f"wrote {row['out']}, good for {duration(ttl_ms)}"])

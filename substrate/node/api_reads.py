@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from substrate import __version__
 from substrate.control.api import Request
 from substrate.node.features import features_document
+from substrate.node.health import health_document
 from substrate.operator.documents import policy_document, registry_document
 from substrate.operator.fold import fold_record
 from substrate.operator.ledger import ADMIN_CHAIN, RULES_VERSION
@@ -61,7 +62,7 @@ class ReadApi:
             "admin_hash": node.ledger.head.hash.hex(),
             "control_seq": node.control.head.seq,
             "threshold": state.threshold,
-            "engine": node.engine_document(),
+            "engine": node.engine_watch.document(),
             "nodes": node.view.node_counts(),
             "daemons": node.view.daemon_counts(),
             "unrecorded_refusals": node.gateway.unrecorded_refusals,
@@ -71,7 +72,8 @@ class ReadApi:
 
     async def health(self, request: Request) -> Any:
         """Checks of the attached node."""
-        return await self.runtime.health_document()
+        await self.runtime.engine_watch.look()
+        return health_document(self.runtime)
 
     async def nodes(self, request: Request) -> Any:
         """Nodes of the cluster, by name."""

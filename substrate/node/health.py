@@ -37,7 +37,7 @@ def _ledger(node: Runtime) -> dict[str, Any]:
 
 
 def _engine(node: Runtime) -> dict[str, Any]:
-    document = node.engine_document()
+    document = node.engine_watch.document()
     if document["state"] != "ready":
         return _check("engine", "unhealthy", str(document["reason"]))
     return _check("engine", "healthy", f"{document['kind']}, process {document['pid']}")
@@ -57,7 +57,7 @@ def _guardian(node: Runtime) -> dict[str, Any]:
 
 
 def _clock(node: Runtime) -> dict[str, Any]:
-    skew = node.engine_skew_ms
+    skew = node.engine_watch.skew_ms
     status = "healthy" if abs(skew) < 5_000 else "degraded" if abs(skew) <= 30_000 else "unhealthy"
     return _check("clock", status, f"{skew} ms from the engine's")
 

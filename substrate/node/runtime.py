@@ -25,8 +25,8 @@ from substrate.node import nodekey, notify
 from substrate.node.admission import admit
 from substrate.node.api import NodeApi
 from substrate.node.api_logs import LogPeer
+from substrate.node.enginewatch import EngineWatch
 from substrate.node.follow import follow_control, follow_ledger
-from substrate.node.health import health_document
 from substrate.node.leadership import Leadership
 from substrate.node.lease import Lease
 from substrate.node.lock import NodeLock
@@ -42,8 +42,6 @@ from substrate.wire.times import now_ms
 
 log = logging.getLogger("net.node")
 
-ENGINE_EVERY_S: Final = 2.0
-ENGINE_LIMIT_S: Final = 3.0
 ANNOUNCE_FOLD_S: Final = 0.2
 KEEP_RUNNING: Final = frozenset(("ledger-tampered", "ledger-behind"))
 """Failures after which a node stops folding and leading but stays up to say so."""
@@ -59,11 +57,8 @@ class Runtime:
         self.failure: NetError | None = None
         self.stopped = asyncio.Event()
         self.stop_reason = ""
-        self.engine_skew_ms = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.guardian: GuardianClient | None = None
-        self._engine_seen: dict[str, Any] = {"state": "unknown"}
-        self._engine_seen_ms = monotonic_ms()
         self._announcing: asyncio.TimerHandle | None = None
 
     # life
@@ -86,8 +81,9 @@ class Runtime:
         self.store = Store.open(directory / "ledger.db", on_fatal=self._store_failed)
         self.ledger = LedgerCopy(directory, self.store, self.keypair)
         self.control = ControlCopy(self.store, self.ledger.index, self._node_key)
-        self.gateway = Gateway(self.engine, self.ledger, self.keypair, now_ms, lambda: self.engine_skew_ms)
-        await self._look_at_engine()
+        self.engine_watch = EngineWatch(self.engine)
+        await self.engine_watch.look()
+        self.gateway = Gateway(self.engine, self.ledger, self.keypair, now_ms, lambda: self.engine_watch.skew_ms)
         self._spawn("ledger", follow_ledger(self.engine, self.ledger, self._ledger_changed))
         self._spawn("gateway", self.gateway.run())
         await self._until_failed(admit(self))
@@ -125,7 +121,7 @@ class Runtime:
         self._spawn("work", self.work.run())
         self._spawn("campaign", self.leadership.campaign())
         self._spawn("decide", self.leadership.decide())
-        self._spawn("engine", self._watch_engine())
+        self._spawn("engine", self.engine_watch.run())
         await self._until_failed(self.lease.acquired.wait())
         self.server = ControlServer(
             NodeApi(self), self.settings.control_socket, limits=Limits(heartbeat_s=self.settings.heartbeat_s)
@@ -391,44 +387,8 @@ class Runtime:
         if changes:
             self.leadership.wake()
 
-    async def _watch_engine(self) -> None:
-        while True:
-            await self._look_at_engine()
-            await asyncio.sleep(ENGINE_EVERY_S)
-
-    async def _look_at_engine(self) -> None:
-        """Measure the clock's distance to the engine's and keep what the engine says about itself."""
-        before = now_ms()
-        try:
-            async with asyncio.timeout(ENGINE_LIMIT_S):
-                status = await self.engine.status()
-        except (NetError, TimeoutError) as error:
-            self._engine_seen = {"state": "unreachable", "reason": str(error) or "it does not answer"}
-        else:
-            self.engine_skew_ms = (before + now_ms()) // 2 - status.now_ms
-            self._engine_seen = {
-                "state": "ready",
-                "kind": status.kind,
-                "pid": status.pid,
-                "epoch": str(status.epoch),
-                "size_bytes": status.db_bytes,
-                "skew_ms": self.engine_skew_ms,
-            }
-        self._engine_seen_ms = monotonic_ms()
-
     async def _feed_watchdog(self) -> None:
         period = notify.watchdog_period_s()
         while period is not None:
             notify.watchdog()
             await asyncio.sleep(period)
-
-    # documents
-
-    def engine_document(self) -> dict[str, Any]:
-        """What the engine last said about itself, or that it could not be reached, and how long ago that was."""
-        return {**self._engine_seen, "age_ms": monotonic_ms() - self._engine_seen_ms}
-
-    async def health_document(self) -> dict[str, Any]:
-        """Checks of this node; the engine is asked now."""
-        await self._look_at_engine()
-        return health_document(self)
