@@ -18,8 +18,8 @@ def confirm(lines: Iterable[str], word: str = "YES") -> None:
     """Show `lines` on stderr and ask for `word`; anything else raises `confirmation-refused`."""
     for line in lines:
         tell(line)
-    tell(f"Type {word} to confirm: ", end="")
     try:
+        tell(f"Type {word} to confirm: ", end="")
         answer = sys.stdin.readline()
     except KeyboardInterrupt:
         answer = ""

@@ -25,6 +25,8 @@ COLUMNS = (
     Column("PID", "pid", right=True),
     Column("AGE", lambda row: duration(row.get("age_ms")), right=True),
 )
+REASON_COLUMN = Column("REASON", "reason", flexible=True)
+"""Shown where an instance has one: why it is blocked, or does not start."""
 NAME = argument("name", "daemon", "The daemon.")
 WAIT = wait_option("returns at once")
 EXAMPLE = """net daemon apply web.toml --operator alice"""
@@ -141,7 +143,13 @@ def run(app: App, /, command: tuple[str, ...], name: str | None, reason: str, wa
 def ls(app: App) -> None:
     """List daemon instances, by name and instance."""
     with app.attach() as client:
-        app.out.rows(client.get("/v1/daemons"), COLUMNS, "no daemons")
+        rows = client.get("/v1/daemons")
+        app.out.rows(rows, columns_of(rows), "no daemons")
+
+
+def columns_of(rows: list[dict[str, Any]]) -> tuple[Column, ...]:
+    """The columns of a table of instances: the reasons too, if there are any."""
+    return (*COLUMNS, REASON_COLUMN) if any(row.get("reason") for row in rows) else COLUMNS
 
 
 @daemon.command("show", examples=["net daemon show web", "net daemon show web --json | jq .instances"])
@@ -161,7 +169,7 @@ def _view(document: dict[str, Any]) -> Iterator[str]:
     yield from fields({key: value for key, value in document.items() if key != "instances"})
     if document["instances"]:
         yield ""
-        yield from table(document["instances"], COLUMNS[1:], screen_width(), False)
+        yield from table(document["instances"], columns_of(document["instances"])[1:], screen_width(), False)
 
 
 @daemon.command("logs", examples=["net daemon logs web -f", "net daemon logs web --min-level warn -n 100"])

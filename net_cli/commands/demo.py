@@ -71,7 +71,7 @@ def _status_view(document: dict[str, Any]) -> Iterator[str]:
     from net_cli.output import screen_width
     from net_cli.table import table
 
-    shown = (("nodes", node.COLUMNS), ("daemons", daemon.COLUMNS), ("chains", chain.COLUMNS))
+    shown = (("nodes", node.COLUMNS), ("daemons", daemon.columns_of(document["daemons"])), ("chains", chain.COLUMNS))
     for place, (name, columns) in enumerate(shown):
         if place:
             yield ""

@@ -165,12 +165,13 @@ class Leadership:
         self._revision = None
 
     async def resign(self) -> None:
-        """Give the lease up, so that another node can lead at once."""
-        if self._revision is None:
-            return
-        revision, self._revision = self._revision, None
+        """Give the lease up, so that another node can lead at once. `campaign` has been cancelled before."""
+        self._revision = None
         try:
-            await self._engine.kv_delete(KEY, expect=revision)
+            # A renewal whose answer the cancelled campaign did not wait for may have moved the revision: look.
+            present = await self._engine.kv_get(KEY)
+            if present is not None and present.value.startswith(f"{self._keypair.node_id}/".encode()):
+                await self._engine.kv_delete(KEY, expect=present.revision)
         except NetError as error:
             if error.kind not in _TRANSIENT and error.kind != "conflict":
                 raise

@@ -96,6 +96,7 @@ def _verify_copy(holder: str, path: Path) -> Copy:
                 _fold_all(store, copy)
             if CONTROL_CHAIN in names:
                 copy.control_seq = _verify_control(store, copy.state).seq
+            store.check_file()  # finds what a damaged page hides from the reads above
     except NetError as error:
         if error.kind not in ("ledger-tampered", "corrupt-store"):
             raise

@@ -91,7 +91,7 @@ def _is_count(value: Any) -> bool:
 @cache
 def _registry() -> Registry[Any]:
     resources = [(path.name, Resource.from_contents(json.loads(path.read_text()))) for path in SCHEMAS.glob("*.json")]
-    return Registry().with_resources(resources)  # type: ignore[no-any-return]
+    return Registry().with_resources(resources)
 
 
 @cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,7 +193,7 @@ class Session:
         for step in STORY:
             self._prepare(step)
             if step.full:
-                wait_until(lambda step=step: self._step(step), 10.0, f"{step.name} to have something to show", 0.1)
+                wait_until(partial(self._step, step), 10.0, f"{step.name} to have something to show", 0.1)
             else:
                 self._step(step)
 

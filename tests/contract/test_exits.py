@@ -15,6 +15,7 @@ import pytest
 from substrate.wire.errors import KINDS, Exit
 from tests.contract.documents import check
 from tests.contract.terminal import Screen
+from tests.contract.wire import admin_seq
 from tests.harness import ClusterHarness
 from tests.procs import wait_until
 
@@ -103,11 +104,11 @@ def calm_with_keys(calm: ClusterHarness) -> Iterator[ClusterHarness]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{int(KINDS[case.kind].exit)}-{case.args[:48]}")
 def test_refusal(calm_with_keys: ClusterHarness, case: Case) -> None:
-    before = calm_with_keys.ok("node", "status")["admin_seq"]
+    before = admin_seq(calm_with_keys)
     result = calm_with_keys.refused(case.kind, *case.args.split(), stdin=case.stdin)
     check("error", {"error": result.error})
     assert "Traceback" not in result.err
-    assert calm_with_keys.ok("node", "status")["admin_seq"] == before, "a refused command was committed"
+    assert admin_seq(calm_with_keys) == before, "a refused command was committed"
 
 
 def test_every_code_has_a_case() -> None:
@@ -159,13 +160,13 @@ def _waits(pid: int) -> bool:
 
 @pytest.mark.parametrize("answer", ["no\n", "yes\n", "YES please\n", "\n", " YES\n", "\x04"])
 def test_confirmation_refused(calm: ClusterHarness, answer: str) -> None:
-    before = calm.ok("node", "status")["admin_seq"]
+    before = admin_seq(calm)
     with Screen(calm, "admin", "cordon", "--node", "b", "--operator", "alice") as screen:
         screen.read_until("Type YES to confirm: ")
         screen.type(answer)
         assert screen.end() == Exit.REFUSED
     assert "not confirmed; nothing was committed" in screen.output
-    assert calm.ok("node", "status")["admin_seq"] == before
+    assert admin_seq(calm) == before
 
 
 def test_confirmation_refused_by_an_interrupt(calm: ClusterHarness) -> None:

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -129,5 +129,7 @@ def test_an_error_survives_its_document(kind: str) -> None:
 
 
 def test_a_kind_of_a_newer_node_is_internal_here() -> None:
-    document = {"error": {"kind": "moon-not-found", "message": "no moon", "hint": None, "exit_code": 3, "details": {}}}
+    document: dict[str, Any] = {
+        "error": {"kind": "moon-not-found", "message": "no moon", "hint": None, "exit_code": 3, "details": {}}
+    }
     assert NetError.from_document(document).kind == "internal"
