@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Final
 
 from net_cli.signing import subject
@@ -91,3 +93,23 @@ def read_signature(path: str, proposal: dict[str, Any]) -> dict[str, str]:
     if not all(isinstance(value, str) for value in signature.values()):
         raise NetError("invalid-argument", f"{path} lacks a field", "sign again: net identity registry sign")
     return {key: str(value) for key, value in signature.items()}
+
+
+def propose_again(file: str, proposal: dict[str, Any]) -> str:
+    """The command that writes the same proposal afresh, for one whose time is over."""
+    event, name = proposal["event"], subject(proposal.get("target") or {})
+    match event["kind"]:
+        case "registry-add":
+            words = f"identity registry add {event['name']} --public-key {event['public_key']} --proof {event['proof']}"
+        case "registry-remove":
+            words = f"identity registry remove {name}"
+        case "registry-threshold":
+            words = f"identity registry threshold {event['threshold']}"
+        case "policy":
+            units = {True: "ms", False: ""}
+            changes = (f"{key}={value}{units[key.endswith('_ms')]}" for key, value in event["changes"].items())
+            words = "admin policy set " + " ".join(changes)
+        case kind:  # written by a newer version
+            words = f"(the command for {kind})"
+    reason = f" --reason {quote(proposal['reason'])}" if proposal["reason"] else ""
+    return f"net {words}{reason} --operator NAME --out NEW-{quote(os.path.basename(file))}"

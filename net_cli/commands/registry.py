@@ -161,12 +161,19 @@ def sign(app: App, file: str, out: str | None, yes: bool) -> None:
 @pass_app
 def commit(app: App, file: str, signatures: tuple[str, ...]) -> None:
     """Commit a proposal with the signatures collected for it."""
-    from net_cli.cosigning import read_proposal, read_signature
+    from net_cli.cosigning import propose_again, read_proposal, read_signature
     from net_cli.signing import commit_view
     from net_sdk.commits import submit
+    from substrate.wire.errors import NetError
 
     app.refuse_if_read_only()
     proposal = read_proposal(file, app.cluster)
     collected = [read_signature(path, proposal) for path in signatures]
     with app.attach() as client:
-        app.out.record(submit(client, proposal, collected), commit_view)
+        try:
+            document = submit(client, proposal, collected)
+        except NetError as error:
+            if error.kind == "envelope-expired":
+                error.hint = propose_again(file, proposal)
+            raise
+    app.out.record(document, commit_view)

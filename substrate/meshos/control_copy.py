@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from substrate.meshos.decisions import ControlState, fold_control, leader_of
-from substrate.operator.copy import submit_all
+from substrate.operator.copy import RETRY_S, submit_all
 from substrate.operator.index import LedgerIndex
 from substrate.operator.ledger import CONTROL_CHAIN
 from substrate.redex import Store
@@ -82,12 +82,30 @@ class ControlCopy:
         except NetError as error:
             self.failure = error
             raise
-        await asyncio.wrap_future(submit_all(self._store, CONTROL_CHAIN, fresh, before))
-        if self.state.head.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
-            self.save()
         async with self._changed:
             self._changed.notify_all()
+        await self._store_all(fresh, before)
+        if self.state.head.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
+            self.save()
         return events
+
+    async def _store_all(self, fresh: Sequence[Record], before: Head) -> None:
+        """Keep records on this node's disk; while that is full, wait and try again: the engine has them too."""
+        while True:
+            try:
+                await asyncio.wrap_future(submit_all(self._store, CONTROL_CHAIN, fresh, before))
+                return
+            except NetError as error:
+                if error.kind not in ("disk-full", "overloaded", "conflict"):
+                    raise
+                stored = self._store.head(CONTROL_CHAIN)
+                left = [record for record in fresh if record.seq > stored.seq]
+                if error.kind == "conflict" and len(left) == len(fresh) and stored != before:
+                    raise
+                fresh, before = left, stored
+            if not fresh:
+                return
+            await asyncio.sleep(RETRY_S)
 
     async def wait_for(self, seq: int, timeout_s: float) -> None:
         """Return once `seq` is folded; raises `wait-timeout`, or the failure that stopped the fold."""
@@ -100,6 +118,11 @@ class ControlCopy:
             raise self.failure
 
     def save(self) -> None:
-        """Keep a snapshot of the fold."""
-        self._index.save(CONTROL_CHAIN, self.state)
+        """Keep a snapshot of the fold, unless the disk is full: a later one says the same and more."""
+        try:
+            self._index.save(CONTROL_CHAIN, self.state)
+        except NetError as error:
+            if error.kind != "disk-full":
+                raise
+            return
         self._snapshot_seq = self.state.head.seq

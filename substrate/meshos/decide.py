@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from substrate.mesh.membership import MARGIN_MS, TTL_MS
 from substrate.meshos.decisions import Assignment, ControlState, Key
 from substrate.meshos.placement import Host, Refusals, choose, why_not
 from substrate.operator.state import Daemon, Drain, LedgerState
@@ -126,15 +127,25 @@ class _Pass:
         presence = self.world.members.get(assignment.node)
         if presence is None:
             return None  # never seen by this leader: it proves nothing either way
-        if presence.state in ("lost", "stopped"):
+        same = presence.session == assignment.session
+        if presence.state in ("lost", "stopped") and (same or self._is_later(presence, assignment)):
             return f"{presence.name} is {presence.state}"
-        if presence.state == "alive" and presence.session != assignment.session:
+        if presence.state == "alive" and not same and self._is_later(presence, assignment):
             # A node takes a new session only when everything of the old one is dead.
             return f"{presence.name} lost its lease"
         reported = presence.control_seq >= assignment.released_seq and key not in presence.running
         if assignment.state == "released" and reported:
             return assignment.release_reason or "stopped"
         return None
+
+    def _is_later(self, presence: Presence, assignment: Assignment) -> bool:
+        """Whether the session in view came after the assignment's.
+
+        It may have come before: another leader saw the node come back and gave it work, and this leader's view lags behind the
+        decision. A session that has folded the assignment came after it; and one that lives shows itself within its lease.
+        """
+        waited_ms = self.world.now_ms - assignment.at_ms
+        return presence.control_seq >= assignment.epoch or waited_ms >= TTL_MS + MARGIN_MS
 
     def _why_release(self, key: Key, assignment: Assignment) -> str | None:
         daemon: Daemon | None = self.world.ledger.daemons.get(key[0])
@@ -157,18 +168,20 @@ class _Pass:
         """Move what a draining node holds, essential daemons last; end drains that are done or out of time."""
         for node, drain in sorted(active_drains(self.world).items()):
             held = {key: a for key, a in self.world.control.assignments.items() if a.node == node}
-            staying = sorted(key for key, a in held.items() if a.state == "assigned" and key not in self.freed)
+            left = sorted(key for key in held if key not in self.freed)
+            staying = [key for key in left if held[key].state == "assigned"]
             moved = self.world.control.moved.get(node, 0)
             if not held:
                 self.events.append(DrainEnded(node, drain.seq, "drained", moved))
                 continue
+            if left and self.world.now_ms >= drain.deadline_ms:
+                reasons = [self._explain_left(key, node) for key in left]
+                self.events.append(DrainEnded(node, drain.seq, "drain-failed", moved, tuple(reasons)[:64]))
+                continue  # it keeps what it still holds
             ordinary = [key for key in staying if not self._essential(key)]
             left_before = [key for key in held if not self._essential(key)]
             for key in ordinary or ([] if left_before else staying):
                 self._evacuate(key, node)
-            if self.world.now_ms >= drain.deadline_ms:
-                reasons = [self._explain_left(key, node) for key in sorted(held)]
-                self.events.append(DrainEnded(node, drain.seq, "drain-failed", moved, tuple(reasons)[:64]))
 
     def _essential(self, key: Key) -> bool:
         daemon = self.world.ledger.daemons.get(key[0])

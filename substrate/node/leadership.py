@@ -34,7 +34,9 @@ REST_S: Final = 0.01
 """Between two passes: many changes at once are looked at once."""
 TICK_S: Final = 0.5
 FOLD_WAIT_S: Final = 10.0
-_TRANSIENT: Final = frozenset(("engine-unavailable", "unknown-outcome", "timeout", "overloaded", "wait-timeout"))
+_TRANSIENT: Final = frozenset(
+    ("engine-unavailable", "unknown-outcome", "timeout", "overloaded", "wait-timeout", "disk-full")
+)
 
 
 class Leadership:

@@ -19,7 +19,7 @@ from substrate.identity.verify import OperatorSignature, verify_strict
 from substrate.operator.copy import LedgerCopy
 from substrate.operator.documents import commit_document
 from substrate.operator.fold import Entry
-from substrate.operator.judge import MAX_SKEW_MS, check_event, judge
+from substrate.operator.judge import MAX_SKEW_MS, check_cluster, check_event, check_window, judge
 from substrate.operator.ledger import ADMIN_CHAIN, RULES_VERSION, LedgerBody, Refusal
 from substrate.wire.envelope import Envelope, commit_id_of, seal_payload
 from substrate.wire.errors import NetError
@@ -110,6 +110,9 @@ class Gateway:
             known = self._ledger.find(commit_id_of(payload))
             if known is None and envelope.nonce not in self._ledger.state.nonces:
                 self.unrecorded_refusals += 1
+                # What is wrong whatever its nonce is said first: the window comes before the nonce (contract section 5).
+                check_cluster(self._ledger.state, envelope)
+                check_window(self._ledger.state, envelope, max(self._now_ms(), self._ledger.state.at_ms))
                 raise NetError(
                     "simulation-required",
                     "no node has proposed this: its nonce is unknown",
@@ -210,6 +213,9 @@ class Gateway:
         state = self._ledger.state
         if item.envelope.nonce in state.nonces or not state.head.seq:
             return False
+        known = self._ledger.find(commit_id_of(item.payload))
+        if known is not None and (known.accepted or _same_kind(known.body.refusal, item.refusal)):
+            return False  # sent again: the ledger has its answer, and cannot be filled with copies of it
         if isinstance(item.envelope.event, Genesis):
             return False  # it lost the race of the founders, which is no act against the cluster
         keys = state.active_keys()
@@ -287,6 +293,10 @@ class Gateway:
 def _refuse(item: _Waiting, error: NetError) -> None:
     if not item.done.done():
         item.done.set_exception(error)
+
+
+def _same_kind(recorded: Refusal | None, refusal: NetError | None) -> bool:
+    return recorded is not None and refusal is not None and recorded.kind == refusal.kind
 
 
 def _with_commit(error: NetError, payload: bytes) -> NetError:

@@ -7,7 +7,8 @@ It also keeps a snapshot of the folded state, so that a start replays at most `S
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,6 +16,7 @@ import apsw
 import msgspec
 
 from substrate.operator.fold import Entry
+from substrate.redex.database import translate
 from substrate.wire.events import ICE_KINDS
 
 State = TypeVar("State", bound=msgspec.Struct)
@@ -61,14 +63,24 @@ class LedgerIndex:
     def __init__(self, path: Path) -> None:
         # SQLite would make it readable to others; its companion files take the mode of this one.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        self._path = path
         self._db = apsw.Connection(str(path))
         self._db.set_busy_timeout(2000)
         self._db.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF").fetchall()
         if self._db.pragma("user_version") not in (0, SCHEMA_VERSION):
             # Derived data of another version: made anew rather than converted.
             self._db.execute("DROP TABLE entries; DROP TABLE signers; DROP TABLE snapshots")
-        self._db.execute(_SCHEMA)
-        self._db.pragma("user_version", SCHEMA_VERSION)
+        with self._room():
+            self._db.execute(_SCHEMA)
+            self._db.pragma("user_version", SCHEMA_VERSION)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Tell a full disk as `disk-full`; what was to be written is not there then."""
+        try:
+            yield
+        except apsw.FullError as error:
+            raise translate(error, self._path) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -79,13 +91,13 @@ class LedgerIndex:
         return int(self._db.execute("SELECT coalesce(max(seq), 0) FROM entries").get)
 
     def cut(self, head: int) -> None:
-        """Forget entries after `head`: the copy does not have them."""
-        with self._db:
+        """Forget entries after `head`: the copy does not have them. Raises `disk-full`."""
+        with self._room(), self._db:
             self._db.execute("DELETE FROM entries WHERE seq > ?", (head,))
             self._db.execute("DELETE FROM signers WHERE seq > ?", (head,))
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Index verified entries."""
+        """Index verified entries, all or none. Raises `disk-full`."""
         rows, signers = [], []
         for entry in entries:
             event, seq = entry.event, entry.record.seq
@@ -93,7 +105,7 @@ class LedgerIndex:
             force, target = event.kind in ICE_KINDS, None if node is None else _id(node)
             rows.append((seq, entry.body.commit_id(), entry.record.at_ms, event.kind, force, entry.accepted, target))
             signers += [(_id(signature.operator_id), seq) for signature in entry.body.signatures]
-        with self._db:
+        with self._room(), self._db:
             self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?,?,?,?,?,?,?)", rows)
             self._db.executemany("INSERT OR REPLACE INTO signers VALUES (?,?)", signers)
 
@@ -133,8 +145,9 @@ class LedgerIndex:
         return [int(seq) for (seq,) in rows]
 
     def save(self, fold: str, state: msgspec.Struct) -> None:
-        """Keep a snapshot of a folded state under the fold's name."""
-        self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", (fold, msgspec.msgpack.encode(state)))
+        """Keep a snapshot of a folded state under the fold's name. Raises `disk-full`."""
+        with self._room():
+            self._db.execute("INSERT OR REPLACE INTO snapshots VALUES (?, ?)", (fold, msgspec.msgpack.encode(state)))
 
     def load(self, fold: str, kind: type[State]) -> State | None:
         """The last snapshot of a fold, or None; one of another layout counts as none."""

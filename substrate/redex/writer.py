@@ -128,12 +128,13 @@ class Writer:
         """Settle every request of `group`. Raises what kept the transaction from committing."""
         accepted = _Group(wall_ms())
         outcomes: list[tuple[Request, Appended]] = []
+        refusals: list[tuple[Request, NetError]] = []
         with self.transaction():
             for request in group:
                 try:
                     outcomes.append((request, self._judge(request, accepted)))
                 except NetError as error:  # a damaged chain, too, is the trouble of its own requests only
-                    request.error = error
+                    refusals.append((request, error))
             if len(accepted.rows) == 1:
                 self.execute(_INSERT, accepted.rows[0])
             elif accepted.rows:
@@ -148,6 +149,9 @@ class Writer:
             self.committed.append((name, head))
         for request, result in outcomes:
             request.result = result
+        # Only now: a refusal may name a head that this very transaction made.
+        for request, refusal in refusals:
+            request.error = refusal
 
     def _judge(self, request: Request, group: _Group) -> Appended:
         entry_id = request.entry_id

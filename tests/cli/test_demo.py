@@ -11,12 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from syrupy.assertion import SnapshotAssertion
 
 from net_cli.demo_sample import CHAINS, INSTANCES, SPEC
 from net_cli.demo_tour import STEPS
 from tests import procs
+from tests.contract.documents import check, pin
 from tests.harness import ClusterHarness, Result
 
+PLACED = ("node_name", "node_id", "leader", "restarts", "started_at", "labels", "public_key", "endpoints")
+"""Keys of rows whose values the cluster chose, or the machine it runs on."""
 LIMIT_S = 110.0
 """The tour takes about 15 s; a busy machine may need far longer."""
 
@@ -43,8 +47,10 @@ def gone(home: ClusterHarness) -> bool:
     return not home.processes() and files(home) == []
 
 
-def test_up_status_down_and_nothing_left(home: ClusterHarness) -> None:
+def test_up_status_down_and_nothing_left(home: ClusterHarness, json_snapshot: SnapshotAssertion) -> None:
     made = demo(home, "up").json
+    check("demo-up", made)
+    assert json_snapshot(name="demo-up") == pin(made, home.root, hide=PLACED)
     assert [node["node_name"] for node in made["nodes"]] == ["a", "b", "c"]
     assert len(made["daemons"]) == INSTANCES
     assert {row["lifecycle"] for row in made["daemons"]} == {"running"}
@@ -57,6 +63,9 @@ def test_up_status_down_and_nothing_left(home: ClusterHarness) -> None:
     assert commit["outcome"] == "accepted"
 
     seen = demo(home, "status").json
+    check("demo-status", seen)
+    shown = seen | {"nodes": [row | {"daemons": "<daemons>"} for row in seen["nodes"]]}
+    assert json_snapshot(name="demo-status") == pin(shown, home.root, hide=PLACED)
     assert {row["name"]: row["cordoned"] for row in seen["nodes"]} == {"a": False, "b": True, "c": False}
     assert len(seen["daemons"]) == INSTANCES
     assert {row["name"] for row in seen["chains"]} >= set(CHAINS)
@@ -66,6 +75,8 @@ def test_up_status_down_and_nothing_left(home: ClusterHarness) -> None:
     assert again.error["kind"] == "node-running"
 
     ended = demo(home, "down").json
+    check("demo-down", ended)
+    assert json_snapshot(name="demo-down") == pin(ended, home.root)
     assert ended["stopped"] == ["a", "b", "c"]
     assert gone(home), (home.processes(), files(home))
     assert demo(home, "down").json == {"cluster": "demo", "stopped": [], "removed": []}
@@ -158,6 +169,8 @@ def test_a_tour_that_goes_wrong_is_taken_down_and_fails(home: ClusterHarness) ->
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["exit_code"] for row in rows] == [0, 0, 2]
     assert [row["seq"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        check("demo-step", row)
     error = json.loads(done.stderr.splitlines()[-1])["error"]
     assert error["details"] == {"command": "net node dance", "exit_code": 2, "expected_exit_code": 0}
     assert gone(home), (home.processes(), files(home))

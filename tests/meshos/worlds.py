@@ -53,7 +53,8 @@ def node(name: str) -> Node:
 
 def alive(number: int, **fields: Any) -> Presence:
     """A node that is well and has folded everything."""
-    return Presence(number, f"n{number}", 100 + number, "alive", **{"control_seq": 10_000, **fields})
+    usual = {"session": 100 + number, "state": "alive", "control_seq": 10_000}
+    return Presence(number, f"n{number}", **{**usual, **fields})
 
 
 def assigned(on: int, **fields: Any) -> Assignment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import sys
@@ -136,7 +137,7 @@ class Fleet:
         for run in runs:
             by_instance[run.who].append(run)
         for who, each in by_instance.items():
-            for earlier, later in zip(each, each[1:], strict=False):
+            for earlier, later in itertools.pairwise(each):
                 assert earlier.last_ns < later.first_ns, f"{who} ran twice at once: {earlier} and {later}"
                 assert earlier.epoch <= later.epoch, f"{who} went back to an older placement: {earlier}, {later}"
         return runs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_restart_all_daemons_goes_one_by_one(fleet: Fleet) -> None:
     )
     ends = {run.who: run for run in runs if run.pid in set(before.values()) and run.node == "b"}
     assert len(starts) == 3 and all(run.terminated for run in ends.values())
-    for earlier, later in zip(starts, starts[1:], strict=False):
+    for earlier, later in itertools.pairwise(starts):
         # While one is restarted the next still runs, and it ends only after the one before is up again.
         assert ends[later.who].last_ns > earlier.first_ns, (earlier, later)
 

@@ -173,8 +173,8 @@ def test_two_nodes_drained_at_once_do_not_pass_daemons_to_each_other(fleet: Flee
     first, second = drain(cluster, "a", "30s").json, drain(cluster, "b", "30s").json
     both_ns = boottime_ns()
     fleet.running(count=6, on="c")
-    for commit in (first, second):
-        wait_until(lambda c=commit: commit_progress(cluster, c["commit_id"])["state"] == "done", 5.0, "both to end")
+    ids = [first["commit_id"], second["commit_id"]]
+    wait_until(lambda: {commit_progress(cluster, each)["result"] for each in ids} == {"drained"}, 5.0, "both to end")
     late = [run for run in fleet.assert_never_twice() if run.first_ns > both_ns + 500_000_000]
     assert all(run.node == "c" for run in late), late
 
