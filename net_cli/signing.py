@@ -79,7 +79,18 @@ def commit_event(
         # Its own proposal: the human's thinking must not eat into the window of the one that is signed.
         shown = propose(client, event, reason, operator_id=str(key.keypair.operator_id), preview=True)
         confirm(preview_view(preview_document(shown)))
-    return run(client, key.keypair, event, reason)
+    try:
+        return run(client, key.keypair, event, reason)
+    except NetError as error:
+        if error.kind == "not-authorized" and event["kind"] != "registry-rotate" and _is_being_rotated(key):
+            error.hint = f"a rotation of {key.name} was not finished: net identity rotate {key.name}"
+        raise
+
+
+def _is_being_rotated(key: KeyFile) -> bool:
+    from substrate.identity.keyfile import NEXT_SUFFIX
+
+    return os.path.lexists(os.path.join(os.path.dirname(key.path), key.name + NEXT_SUFFIX))
 
 
 def _write_proposal(app: App, client: Client, key: KeyFile, event: dict[str, Any], reason: str, out: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -9,6 +10,11 @@ from syrupy.assertion import SnapshotAssertion
 
 from tests.harness import ClusterHarness
 from tests.snapshots_ext import HelpSnapshot, JsonSnapshot
+
+# A shell starts background jobs with SIGINT ignored, and everything started from here would inherit that: then no
+# test could interrupt a command as a user does.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -33,7 +33,7 @@ def _view(document: dict[str, Any]) -> Iterator[str]:
     yield f"net {document['version']}"
     yield "wire: " + ", ".join(f"{name} {number}" for name, number in document["wire"].items())
     for name, feature in document["features"].items():
-        yield f"  {name}: " + ("present" if feature["present"] else f"missing ({feature['reason']})")
+        yield f"  {name}: " + ("present" if feature["present"] else f"{feature['reason']}")
 
 
 version = Command(

@@ -26,7 +26,11 @@ def preview(world: World, event: events.Event) -> dict[str, Any]:
     control: ControlState = copy.deepcopy(world.control)
     seq = ledger.head.seq + 1
     ledger.apply(event, seq, world.now_ms, bytes(16), bytes(32))
-    after = _run(World(ledger, control, dict(world.members), world.now_ms), event)
+    after = World(ledger, control, dict(world.members), world.now_ms)
+    for key, assignment in control.assignments.items():
+        if assignment.state == "released":
+            _report(after, assignment.node, key, False)
+    after = _run(after, event)
     return _document(world, after, event)
 
 
@@ -70,14 +74,15 @@ def _take_effect(world: World, decision: Any) -> None:
             )
         case _:
             control.restarts[decision.seq] = decision.result
-    for node, presence in world.members.items():
-        world.members[node] = msgspec.structs.replace(presence, control_seq=epoch)  # type: ignore[index]
 
 
 def _report(world: World, node: int, key: Key, running: bool) -> None:
-    presence: Presence = world.members[node]
-    now = presence.running | {key} if running else presence.running - {key}
-    world.members[node] = msgspec.structs.replace(presence, running=now)  # type: ignore[index]
+    """The node is taken to have done what was decided, and to have said so."""
+    presence: Presence | None = world.members.get(node)
+    if presence is not None:
+        now = presence.running | {key} if running else presence.running - {key}
+        said = msgspec.structs.replace(presence, running=now, control_seq=world.control.head.seq)
+        world.members[node] = said  # type: ignore[index]
 
 
 def _document(before: World, after: World, event: events.Event) -> dict[str, Any]:
@@ -97,6 +102,8 @@ def _document(before: World, after: World, event: events.Event) -> dict[str, Any
         nodes.add(node)
     warnings = []
     drain = after.ledger.drains.get(node) if node is not None else None
+    if drain is not None and drain.seq <= before.ledger.head.seq:
+        drain = None  # an earlier one, which this event does not touch
     if drain is not None and node is not None:
         left = sorted(key for key, assignment in new.items() if assignment.node == node)
         warnings = [

@@ -63,12 +63,14 @@ def spawn_detached(
         pid = _spawn(argv, env, log, speak)
     except OSError as error:
         os.close(listen)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise NetError("io-error", f"cannot start {argv[0]}: {error.strerror}", details={"log": log_path}) from None
     finally:
         os.close(speak)  # the child's copy must be the last one, or its end would go unnoticed
         if log >= 0:
             os.close(log)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         process = ProcessId.of(pid)
         line = _read_line(listen, time.monotonic() + limit_s)
     except TimeoutError:

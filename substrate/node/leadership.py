@@ -75,9 +75,11 @@ class Leadership:
             try:
                 if self._session() is None:
                     self._revision = None  # without a lease of its own a node does not lead
-                elif self._revision is not None:
+                elif self.leading:
                     await self._keep()
                 else:
+                    # Perhaps the key is still ours, but while the engine was away another node opened a term after ours.
+                    self._revision = None
                     await self._try_take()
             except NetError as error:
                 if error.kind == "conflict":

@@ -25,6 +25,8 @@ from substrate.wire.postcard import PostcardError
 from substrate.wire.records import EMPTY, Head, check_follows
 
 BATCH: Final = 1000
+ENGINE: Final = "(engine)"
+"""How the engine's own copy is called among the holders."""
 
 
 class Copy(msgspec.Struct):
@@ -47,7 +49,7 @@ def verify_files(state_dir: str | Path, node: str | None = None) -> dict[str, An
     if node is not None:
         sources = {name: path for name, path in sources.items() if name == node}
     elif (root / "engine" / "engine.db").exists():
-        sources["(engine)"] = root / "engine" / "engine.db"
+        sources[ENGINE] = root / "engine" / "engine.db"  # last: while a cluster runs it is never behind what was read
     sources = {holder: path for holder, path in sources.items() if path.exists()}
     if not sources:
         raise NetError(
@@ -151,12 +153,17 @@ def _bad_control(seq: int, reason: str) -> NetError:
 
 
 def _compare(copy: Copy, longest: Copy) -> None:
+    """Copies agree as far as both go; the engine's, which every record reached first, goes furthest."""
     common = min(copy.state.head.seq, longest.state.head.seq)
     if common and copy.heads[common] != longest.heads[common]:
         seq = next(seq for seq in range(1, common + 1) if copy.heads[seq] != longest.heads[seq])
         error = tampered(seq, f"the copies of {copy.holder} and {longest.holder} differ from here on")
-        error.details["holder"] = copy.holder
-        raise error
+    elif copy.holder == ENGINE and common < longest.state.head.seq:
+        error = tampered(common + 1, f"the engine lacks it, but {longest.holder} had it from there")
+    else:
+        return
+    error.details["holder"] = copy.holder
+    raise error
 
 
 def _check_mark(mark: Checkpoint, holder: str, own: Copy, longest: Copy) -> None:

@@ -161,6 +161,7 @@ _INSIDE: Final = (
     (re.compile(r"\b[0-9]{15,20}\b"), "<id>"),
     (re.compile(r"\b[0-9]+ s ago\b"), "<s> ago"),
     (re.compile(r"\bprocess [0-9]+\b"), "process <pid>"),
+    (re.compile(r"\barch=\w+"), "arch=<arch>"),
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from syrupy.assertion import SnapshotAssertion
 
+from substrate.control.stream import Lagged
 from tests.contract.documents import SCHEMAS, check, pin, validator
 from tests.harness import ClusterHarness
 from tests.procs import wait_until
@@ -167,7 +168,7 @@ STORY = (
     Step("config-show", "config", "config show --via a --timeout 5s"),
     Step("config-path", "config-path", "config path"),
     Step("config-schema", "", "config schema"),
-    Step("version", "version", "version"),
+    Step("version", "version", "version", hide=("analytics", "jetstream", "tui")),
     Step("spec", "spec", "--spec"),
     Step("error-usage", "error", "admin drain --node b", 2),
     Step("error-unknown-command", "error", "admin explode", 2),
@@ -300,3 +301,7 @@ def test_every_schema_is_used() -> None:
     used |= {"demo-up", "demo-status", "demo-down", "demo-step"}  # tests/cli/test_demo.py
     unused = {path.stem for path in SCHEMAS.glob("*.json") if path.stem not in used and f'"{path.name}"' not in text}
     assert not unused
+
+
+def test_the_row_that_tells_of_a_gap() -> None:
+    check("stream-lagged", Lagged(3, 9).document())

@@ -14,19 +14,29 @@ from tests.node.fleet import Fleet, admin, dismiss_broker
 from tests.procs import wait_until
 
 
-@pytest.fixture
-def stopped(cluster: ClusterHarness) -> Iterator[ClusterHarness]:
-    """One node's cluster with some history, stopped; the test starts it as it likes."""
-    cluster.operator()
-    cluster.start("a")
-    for verb in ("cordon", "uncordon") * 3:
-        admin(cluster, verb, "a")
-    cluster.stop("a")
-    dismiss_broker(cluster)
-    yield cluster
-    if not cluster.run("node", "ls", "--json").code:
+@pytest.fixture(scope="module")
+def template() -> Iterator[ClusterHarness]:
+    """One node's cluster with some history, stopped; its state is kept aside in `good`."""
+    with ClusterHarness() as cluster:
+        cluster.operator()
+        cluster.start("a")
+        for verb in ("cordon", "uncordon") * 3:
+            admin(cluster, verb, "a")
         cluster.stop("a")
-    dismiss_broker(cluster)
+        dismiss_broker(cluster)
+        shutil.copytree(cluster.root / "s", cluster.root / "good")
+        yield cluster
+
+
+@pytest.fixture
+def stopped(template: ClusterHarness) -> Iterator[ClusterHarness]:
+    """The template's state as it was; the test starts it as it likes."""
+    shutil.rmtree(template.root / "s")
+    shutil.copytree(template.root / "good", template.root / "s")
+    yield template
+    if template.run("node", "ls", "--json").code == 0:
+        template.stop("a")
+    dismiss_broker(template)
 
 
 def history(cluster: ClusterHarness) -> list[str]:

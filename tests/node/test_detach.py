@@ -165,10 +165,11 @@ def test_child_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
 def test_interrupted_parent_leaves_nothing_behind(tmp_path: Path) -> None:
     marker = f"NET_TEST_RUN={tmp_path}"
     env = {**os.environ, "PYTHONPATH": str(REPO), "NET_TEST_RUN": str(tmp_path)}
+    starting = threading.get_ident()
 
     def interrupt() -> None:
         wait_until(lambda: procs.find(marker), 10, "the child to start")
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(starting, signal.SIGINT)  # a command has one thread; here it must not be this one
 
     waiting = threading.Thread(target=interrupt)
     waiting.start()

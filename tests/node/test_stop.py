@@ -93,7 +93,8 @@ def test_last_node_takes_everything_along() -> None:
         wait_until(lambda: not cluster.processes(), 15.0, f"the broker {broker} to leave", every_s=0.1)
         assert not list((cluster.root / "r").rglob("*.sock"))
         cluster.started.clear()
-        # The daemons come back with the first node: the cluster's will outlives its processes.
-        cluster.start("a")
-        fleet.running("w", count=2, on="a")
+        # The daemons come back with the nodes: the cluster's will outlives its processes.
+        for name in ("a", "b"):
+            cluster.start(name)
+        fleet.running("w", count=2)
         fleet.assert_never_twice()

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pytest
 
 from substrate.redex import Interval, Store
+from substrate.redex.groupcommit import Request
 from substrate.wire.errors import NetError
 from tests.redex.faultvfs import Fault, FaultVFS
 
@@ -162,6 +163,21 @@ def test_a_full_disk_refuses_and_the_store_goes_on_when_there_is_space(tmp_path:
             vfs.power_cut()
         session.check(uncertain_allowed=False)
     assert refused > 20
+
+
+def test_no_refusal_speaks_of_a_head_that_a_full_disk_kept_from_being(tmp_path: Path) -> None:
+    """Of racing appends in one transaction the losers are told the winner's head, which must not happen if it failed."""
+    with fault_vfs() as vfs:
+        store = Store.open(tmp_path / "s.db", vfs=vfs.name)
+        head = store.append("a", [b"1"], create=True).head
+        vfs.fault, vfs.at = Fault.ENOSPC, vfs.operations + 1
+        group = [Request("a", payloads=[b"2"], expect=head) for _ in range(3)]  # one transaction, for sure
+        store._commit(group)
+        assert [request.error.kind for request in group if request.error] == ["disk-full"] * 3
+        assert store.head("a") == head
+        vfs.release()
+        assert store.append("a", [b"2"], expect=head).first_seq == 2
+        store.close()
 
 
 def test_after_a_failed_sync_the_store_refuses_everything_and_says_why(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ class Committer(Writer):
 
     def work(self, client: Client, name: str) -> int:
         kind = "cordon" if int(name.partition("/")[2]) % 2 == 0 else "uncordon"
-        return int(run(client, self.keypair, {"kind": kind, "node": "c"}, name)["seq"])
+        return int(run(client, self.keypair, {"kind": kind, "node": self.nodes[-1]}, name)["seq"])
 
 
 class Appender(Writer):
@@ -141,11 +141,11 @@ class Appender(Writer):
 class Crowd:
     """Eight clients at work; a context manager that ends them."""
 
-    def __init__(self, cluster: ClusterHarness, nodes: str = "abc", committers: int = 4, appenders: int = 4) -> None:
+    def __init__(self, cluster: ClusterHarness, nodes: str = "abc") -> None:
         self.cluster = cluster
         self._stop = threading.Event()
-        self.committers: list[Writer] = [Committer(cluster, n, nodes, self._stop) for n in range(committers)]
-        self.appenders: list[Writer] = [Appender(cluster, committers + n, nodes, self._stop) for n in range(appenders)]
+        self.committers: list[Writer] = [Committer(cluster, n, nodes, self._stop) for n in range(4)]
+        self.appenders: list[Writer] = [Appender(cluster, 4 + n, nodes, self._stop) for n in range(4)]
 
     @property
     def writers(self) -> list[Writer]:
