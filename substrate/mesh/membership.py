@@ -166,6 +166,7 @@ class MembershipView:
         self._reset_at_ms = 0
         self._woke_at_ms = 0
         self._asked_at_ms: int | None = None
+        self._began_at_ms: int | None = None
         self.malformed = 0
         """Announcements that could not be read."""
         self.ignored = 0
@@ -193,6 +194,15 @@ class MembershipView:
         """Whether the node is alive in exactly this session."""
         tracked = self._tracked.get(node_id)
         return tracked is not None and tracked.state == "alive" and tracked.member.session == session
+
+    def watched_ms(self, now_ms: int) -> int:
+        """How long the view has looked without a break, and seen the engine's keys without a restart.
+
+        A node that has not shown itself in this time, if it is long enough, holds no lease.
+        """
+        if self._asked_at_ms is None or self._began_at_ms is None or now_ms - self._asked_at_ms > MAX_GAP_MS:
+            return 0
+        return now_ms - max(self._began_at_ms, self._woke_at_ms, self._reset_at_ms)
 
     @staticmethod
     def _status(tracked: _Tracked, now_ms: int) -> MemberStatus:
@@ -259,6 +269,8 @@ class MembershipView:
         """Let time pass: members become `suspect`, then `lost`. Call it again no later than `next_change_ms`."""
         if self._asked_at_ms is not None and now_ms - self._asked_at_ms > MAX_GAP_MS:
             self._woke_at_ms = now_ms
+        if self._began_at_ms is None:
+            self._began_at_ms = now_ms
         self._asked_at_ms = now_ms
         changes: list[Change] = []
         for tracked in self._tracked.values():

@@ -56,6 +56,8 @@ def spawn_detached(
     """
     listen, speak = (_above_standard(each) for each in os.pipe())
     log = -1
+    # An interrupt that came between the child's start and our knowing its pid would leave it behind.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         log = _above_standard(os.open(log_path, flags, 0o600))

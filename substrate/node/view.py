@@ -33,12 +33,11 @@ class ClusterView:
         self.control = control
         self.members = members
         self.proximity = proximity
-        self._since_ms = monotonic_ms()
 
     def world(self) -> World:
         """What the leader decides on. A node never seen counts as lost once it had time to show itself."""
         now = monotonic_ms()
-        patient = now - self._since_ms >= TTL_MS + MARGIN_MS
+        patient = self.members.watched_ms(now) >= TTL_MS + MARGIN_MS
         presences: dict[int, Presence] = {}
         # Removed nodes too: what was assigned to one is freed only when it is known to have ended there.
         for node, entry in self.ledger.state.nodes.items():

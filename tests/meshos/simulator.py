@@ -305,7 +305,6 @@ class SimNode:
         self.wakes: dict[str, Callable[[], None] | None] = {}
         self.raised: set[str] = set()
         self.members = MembershipView()
-        self.since = self.sim.now
         self.instances: dict[Key, Instance] = {}
         self.restarted_seq = self.ledger.restart_all.get(self.id, 0)
         self.session = self.sim.rng.getrandbits(64)
@@ -651,7 +650,7 @@ class SimNode:
 
     def world(self) -> World:
         """What this node knows."""
-        patient = self.sim.now - self.since >= TTL_MS + MARGIN_MS
+        patient = self.members.watched_ms(self.sim.now) >= TTL_MS + MARGIN_MS
         presences = {}
         for number, node in self.ledger.nodes.items():
             status = self.members.status(number, self.sim.now)
