@@ -349,3 +349,20 @@ def test_lost_only_with_proof_and_no_time_is_missed(script: list[tuple[str, int,
     for node_id, kind in proof.items():
         expected = {"": "suspect", "reset": "lost", "expired": "lost", "stopped": "stopped"}[kind]
         assert feed.state(node_id) == expected
+
+
+def test_silence_counts_only_while_the_view_looks() -> None:
+    """Who never showed itself is given up after a while; the while begins anew after each blindness and each restart."""
+    feed = Feed()
+    view = feed.view
+    assert view.watched_ms(5000) == 0, "it has not begun to look"
+    view.advance(5000)
+    for now in range(6000, 20_000, 1000):
+        view.advance(now)
+        assert view.watched_ms(now) == now - 5000
+    assert view.watched_ms(19_000 + MAX_GAP_MS + 1) == 0, "nobody looked for a while"
+    view.advance(30_000)
+    assert view.watched_ms(30_000) == 0
+    view.advance(31_000)
+    feed.event("reset", None, 31_500)
+    assert view.watched_ms(32_000) == 500, "the engine forgot the keys of all"

@@ -259,9 +259,7 @@ class Guardian:
             self.alive.discard(key)
             self.sim.end(key, self.node)
             incarnation = self.node.incarnation
-            self.sim.at(
-                self.sim.delay(), lambda: self.node.deliver(lambda: self.node.process_ended(key), incarnation)
-            )
+            self.sim.at(self.sim.delay(), lambda: self.node.deliver(lambda: self.node.process_ended(key), incarnation))
 
 
 class Instance(msgspec.Struct):

@@ -32,6 +32,8 @@ class Run:
     first_ns: int
     last_ns: int
     terminated: bool
+    born_ns: int
+    """When the process was forked, rounded down to a clock tick (10 ms)."""
 
 
 def boottime_ns() -> int:
@@ -120,12 +122,12 @@ class Fleet:
         found: dict[tuple[str, int, int], Run] = {}
         with open(self.stamps) as file:
             for line in file:
-                word, who, node, epoch, pid, at = line.split()
+                word, who, node, epoch, pid, at, born = line.split()
                 key = (who, int(epoch), int(pid))
                 known = found.get(key)
                 if known is None or word == "start":
                     assert known is None, f"process {pid} started twice: {line}"
-                    found[key] = Run(who, node, int(epoch), int(pid), int(at), int(at), False)
+                    found[key] = Run(who, node, int(epoch), int(pid), int(at), int(at), False, int(born))
                 else:
                     found[key] = replace(known, last_ns=int(at), terminated=known.terminated or word == "term")
         return sorted(found.values(), key=lambda run: run.first_ns)
