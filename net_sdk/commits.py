@@ -197,7 +197,7 @@ def progress_error(progress: dict[str, Any]) -> NetError | None:
     if progress["state"] != "failed":
         return None
     result = progress.get("result")
-    kind = result if result in KINDS else "rejected"
+    kind = result if result in KINDS else "drain-failed" if progress.get("event_kind") == "drain" else "rejected"
     reasons = "; ".join(str(reason) for reason in progress.get("reasons") or ()) or "no reason given"
     return NetError(kind, f"the commit's work ended {result or 'without success'}: {reasons}", details=dict(progress))
 

@@ -70,6 +70,9 @@ def _change(text: str) -> tuple[str, int]:
     if not key or not value:
         raise NetError("invalid-argument", f"{text!r} is not KEY=VALUE", "write it like commit_window_ms=2m")
     if key.endswith("_ms"):
+        if value.strip().isdigit():
+            # A bare integer is seconds everywhere else, and this key says milliseconds: nobody should have to guess.
+            raise NetError("invalid-argument", f"{text!r} names no unit", f"write {key}={value}ms or {key}={value}s")
         return key, parse_duration_ms(value)
     if not (value.isascii() and value.isdigit()):
         raise NetError("invalid-argument", f"{key} takes a whole number, not {value!r}", "net admin policy show")

@@ -111,7 +111,10 @@ def _document(before: World, after: World, event: events.Event) -> dict[str, Any
             for key in left
         ]
     return {
-        "affected_nodes": [{"node_id": str(item), "node_name": names.get(item)} for item in sorted(nodes)],
+        "affected_nodes": [
+            {"node_id": str(item), "node_name": names.get(item)}
+            for item in sorted(nodes, key=lambda item: (names.get(item) or "", item))
+        ],
         "affected_replicas": [],
         "affected_daemons": [
             {

@@ -519,14 +519,14 @@ class EngineConformance:
     async def test_a_key_expires_on_time_and_its_watchers_hear_it(self, harness: EngineHarness) -> None:
         async with engines(harness, 2) as (one, two):
             watch = two.kv_watch("member/")
-            revision = await one.kv_put("member/1", b"here", ttl_ms=400)
             began = time.monotonic()
+            revision = await one.kv_put("member/1", b"here", ttl_ms=400)
             assert await event(watch) == KvEvent("put", "member/1", b"here", revision)
             gone = await event(watch)
             took = time.monotonic() - began
             assert (gone.op, gone.key, gone.value) == ("expired", "member/1", b"")
             assert gone.revision > revision
-            assert 0.35 < took < 0.9, took
+            assert 0.4 <= took < 5, took  # never early; late only as far as a busy machine is
             assert await one.kv_get("member/1") is None
 
     @scenario

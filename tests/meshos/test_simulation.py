@@ -19,7 +19,11 @@ from tests.meshos.worlds import spec
 
 FAULTS_MS = 60_000
 SETTLE_MS = 60_000
-NAMES = ("web", "db", "job")
+FIELDS: dict[str, dict[str, Any]] = {
+    "web": {},
+    "db": {"essential": True},
+    "job": {"labels": ("j",), "anti_affinity": ("j",)},
+}
 
 
 FOUND_SOMETHING = (31, 412, 785, 1952)
@@ -35,10 +39,8 @@ def orders(sim: Simulation, rng: random.Random) -> None:
     for event, _ in sim.admin:
         if isinstance(event, events.DaemonRemove):
             applied -= {name for name in applied if ledger.daemon_id(name) == event.daemon}
-    name = rng.choice(NAMES)
-    fields: dict[str, Any] = {"db": {"essential": True}, "job": {"labels": ("j",), "anti_affinity": ("j",)}}.get(
-        name, {}
-    )
+    name = rng.choice(list(FIELDS))
+    fields = FIELDS[name]
     apply = events.DaemonApply(spec(name, replicas=rng.randint(1, 4), **fields))
     choices: list[events.Event] = [apply, apply]
     choices += [

@@ -17,7 +17,6 @@ from net_sdk.client import Client
 from substrate.wire.errors import NetError
 from tests import procs
 from tests.harness import ClusterHarness
-from tests.node.fleet import Fleet
 from tests.procs import wait_until
 from tests.reliability.clients import CHAIN, Crowd
 
@@ -121,17 +120,3 @@ def test_twenty_kills() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_two_thousand_kills(seed: int) -> None:
     run_kills(schedule(100, seed), seed)
-
-
-def test_daemons_survive_while_the_broker_is_killed_again_and_again() -> None:
-    """The engine is what nodes agree through, not what their daemons live by."""
-    with ClusterHarness() as cluster:
-        cluster.up(("a", "b"))
-        fleet = Fleet(cluster)
-        fleet.apply(fleet.spec("w", replicas=4))
-        before = {(row["instance"], row["pid"]) for row in fleet.running(count=4)}
-        for _ in range(5):
-            hit_broker(cluster, signal.SIGKILL)
-            cluster.ok("admin", "cordon", "--node", "b", "--yes", "--operator", "alice")
-        assert {(row["instance"], row["pid"]) for row in fleet.running(count=4)} == before
-        assert len(fleet.assert_never_twice()) == 4
