@@ -189,7 +189,7 @@ def preview_view(document: dict[str, Any]) -> Iterator[str]:
     for move in radius.get("moves", []):
         yield printable(f"  move: {_instance(move)} {_place(move.get('from'))} -> {_place(move.get('to'))}")
     if radius.get("drain_delay_ms") is not None:
-        yield f"  takes about: {duration(radius['drain_delay_ms'])}"
+        yield f"  takes up to: {duration(radius['drain_delay_ms'])}"
     for warning in radius.get("warnings", []):
         yield f"  warning: {plain(warning)}"
 

@@ -82,7 +82,7 @@ def test_a_preview_needs_no_key_and_commits_nothing(net: Net, node: SmallNode) -
     assert document["blast_radius"]["moves"][0]["to"] == "c"
     assert node.ledger == []
     shown = net(*DRAIN, "--preview", "--output", "pretty").out
-    assert "drain b" in shown and "move: web/0 b -> c" in shown and "takes about: 1s" in shown
+    assert "drain b" in shown and "move: web/0 b -> c" in shown and "takes up to: 1s" in shown
 
 
 @pytest.mark.parametrize("word", ["YES\n"])
