@@ -7,7 +7,7 @@ actions that bring them together. Nothing that is under way already is asked for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
@@ -50,7 +50,6 @@ class Restart(msgspec.Struct, frozen=True):
 
 
 Action = Start | Stop | Restart
-Mode = Literal["holding", "fenced"]
 
 
 def generation_of(ledger: LedgerState, key: Key) -> int:

@@ -19,16 +19,16 @@ CONTROL_CHAIN: Final = "control"
 RESERVED_CHAINS: Final = frozenset((ADMIN_CHAIN, CONTROL_CHAIN))
 RULES_VERSION: Final = 1
 
-_ID_BYTES: Final = fixed(64)
+_SIGNATURE_BYTES: Final = fixed(64)
 
 
 def _write_signature(out: bytearray, value: OperatorSignature) -> None:
     ID.write(out, value.operator_id)
-    _ID_BYTES.write(out, value.signature)
+    _SIGNATURE_BYTES.write(out, value.signature)
 
 
 def _read_signature(reader: Reader) -> OperatorSignature:
-    return OperatorSignature(ID.read(reader), _ID_BYTES.read(reader))
+    return OperatorSignature(ID.read(reader), _SIGNATURE_BYTES.read(reader))
 
 
 SIGNATURE: Final = Codec(
@@ -36,7 +36,7 @@ SIGNATURE: Final = Codec(
     _write_signature,
     _read_signature,
     lambda v: {"operator_id": str(v.operator_id), "signature": v.signature.hex()},
-    lambda v: OperatorSignature(ID.from_json(v["operator_id"]), _ID_BYTES.from_json(v["signature"])),
+    lambda v: OperatorSignature(ID.from_json(v["operator_id"]), _SIGNATURE_BYTES.from_json(v["signature"])),
 )
 
 

@@ -22,8 +22,6 @@ class Setting(NamedTuple):
 SETTINGS: Final[dict[str, Setting]] = {
     "commit_window_ms": Setting(60_000, 1_000, 3_600_000, "time to commit an envelope that one operator signs"),
     "cosign_window_ms": Setting(900_000, 1_000, 3_600_000, "time to commit an envelope that several operators sign"),
-    "ice_cooldown_ms": Setting(300_000, 0, 86_400_000, "pause between break-glass commits on one target"),
-    "default_drain_ms": Setting(600_000, 1_000, 86_400_000, "drain deadline of enter-maintenance without one"),
     "backoff_initial_ms": Setting(500, 1, 3_600_000, "first pause before a crashed daemon starts again"),
     "backoff_max_ms": Setting(60_000, 1, 3_600_000, "longest such pause; each is twice the one before"),
     "crash_window_ms": Setting(60_000, 1, 86_400_000, "span in which crashes are counted"),
